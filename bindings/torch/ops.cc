@@ -1,0 +1,190 @@
+// torch.ops.rmsnorm: schemas from core/ops.h, and the CPU's kernels through the C interface.
+#include "ops.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "core/ops.h"
+#include "tensors.h"
+
+namespace rmsnorm::torch_binding {
+namespace {
+
+std::string SchemaOf(const AttributeSpec& attribute) {
+  const std::string name(attribute.name);
+  const std::string value(attribute.default_value);
+  switch (attribute.type) {
+    case AttributeType::kFloat:
+      return "float " + name + "=" + value;
+    case AttributeType::kRounding:
+      return "str " + name + "=\"" + value + "\"";
+    case AttributeType::kDtype:
+      return "ScalarType? " + name + "=" + value;
+    case AttributeType::kWanted:
+      return "bool[2] " + name + "=" + value;
+  }
+  return "";
+}
+
+// "name(Tensor x, Tensor? gamma, float epsilon=1e-6, …) -> (Tensor y, Tensor rstd)"
+std::string SchemaOf(const OpSpec& op) {
+  std::string inputs, outputs;
+  for (const TensorSpec& input : op.inputs) {
+    inputs += (inputs.empty() ? "" : ", ") + std::string(input.optional ? "Tensor? " : "Tensor ") +
+              std::string(input.name);
+  }
+  for (const AttributeSpec& attribute : op.attributes) inputs += ", " + SchemaOf(attribute);
+  for (const TensorSpec& output : op.outputs) {
+    outputs += (outputs.empty() ? "Tensor " : ", Tensor ") + std::string(output.name);
+  }
+  return std::string(op.name) + "(" + inputs + ") -> (" + outputs + ")";
+}
+
+// rms_norm without rstd, into the caller's tensor.
+std::string OutSchema() {
+  std::string inputs = "Tensor x, Tensor? gamma";
+  for (const AttributeSpec& attribute : kRmsNorm.attributes) {
+    if (attribute.type != AttributeType::kDtype) inputs += ", " + SchemaOf(attribute);
+  }
+  return "rms_norm_out(" + inputs + ", *, Tensor(a!) out) -> ()";
+}
+
+rmsnorm_rounding RoundingOf(std::string_view name) {
+  if (name == "once") return RMSNORM_ROUND_ONCE;
+  TORCH_CHECK_VALUE(name == "before_gamma", "rounding: ", name, "; expected ", kRounding.accepted);
+  return RMSNORM_ROUND_BEFORE_GAMMA;
+}
+
+// Everything of a forward call but its outputs. The tensors that `rows` and `column` hold must
+// outlive the use of args.
+rmsnorm_forward_args ForwardArgs(const Shape& shape, const Rows& x, const Column& gamma,
+                                 double epsilon, double gamma_offset, std::string_view rounding) {
+  rmsnorm_forward_args args = {};
+  args.size = sizeof(args);
+  args.rows = shape.rows;
+  args.n = shape.n;
+  args.x = x.matrix;
+  args.gamma = gamma.vector;
+  args.epsilon = epsilon;
+  args.gamma_offset = gamma_offset;
+  args.rounding = RoundingOf(rounding);
+  return args;
+}
+
+std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon,
+                                      double gamma_offset, std::string_view rounding,
+                                      std::optional<at::ScalarType> out_dtype) {
+  const Shape shape = ShapeOf(x, gamma);
+  const Rows rows = RowsOf("x", x, shape);
+  const Column column = ColumnOf(gamma);
+  const at::ScalarType y_type = out_dtype.value_or(x.scalar_type());
+  rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
+  args.y = {nullptr, shape.n, DtypeOf("out_dtype", y_type)};
+  Tensor y = at::empty(x.sizes(), x.options().dtype(y_type));
+  Tensor rstd = at::empty(RstdSizes(x, shape.axes), x.options().dtype(at::kFloat));
+  args.y.data = y.data_ptr();
+  args.rstd = rstd.data_ptr<float>();
+  const rmsnorm_runner runner = Runner();
+  RaiseUnlessOk(rmsnorm_forward(&args, &runner));
+  return {y, rstd};
+}
+
+void RmsNormOutCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
+                   std::string_view rounding, Tensor& out) {
+  TORCH_CHECK_VALUE(out.sizes() == x.sizes(), "out: shape ", out.sizes(), "; expected x's ",
+                    x.sizes());
+  const Shape shape = ShapeOf(x, gamma);
+  const Rows rows = RowsOf("x", x, shape);
+  const Column column = ColumnOf(gamma);
+  const Rows y = RowsOf("out", out, shape);
+  rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
+  args.y = y.matrix;
+  const rmsnorm_runner runner = Runner();
+  RaiseUnlessOk(rmsnorm_forward(&args, &runner));
+  if (!y.held.is_same(out)) out.copy_(y.held);
+}
+
+std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
+                                              const MaybeTensor& gamma, const Tensor& rstd,
+                                              double gamma_offset, std::array<bool, 2> wanted) {
+  const Shape shape = ShapeOf(x, gamma);
+  TORCH_CHECK_VALUE(dy.sizes() == x.sizes(), "dy: shape ", dy.sizes(), "; expected x's ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(rstd.numel() == shape.rows && rstd.scalar_type() == at::kFloat, "rstd: shape ",
+                    rstd.sizes(), ", dtype ", rstd.scalar_type(), "; expected ",
+                    RstdSizes(x, shape.axes), ", Float");
+  const Rows dy_rows = RowsOf("dy", dy, shape);
+  const Rows x_rows = RowsOf("x", x, shape);
+  const Column column = ColumnOf(gamma);
+  const Tensor rstd_packed = rstd.contiguous();
+  rmsnorm_backward_args args = {};
+  args.size = sizeof(args);
+  args.rows = shape.rows;
+  args.n = shape.n;
+  args.dy = dy_rows.matrix;
+  args.x = x_rows.matrix;
+  args.gamma = column.vector;
+  args.rstd = rstd_packed.data_ptr<float>();
+  args.gamma_offset = gamma_offset;
+  const rmsnorm_runner runner = Runner();
+  const Tensor none = at::empty({0}, x.options());
+  Tensor dx = wanted[0] ? at::empty(x.sizes(), x.options()) : none;
+  Tensor dgamma = none.to(at::kFloat);
+  Tensor workspace;
+  if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, x_rows.matrix.dtype};
+  if (wanted[1]) {
+    dgamma = at::empty(x.sizes().slice(x.dim() - shape.axes), x.options().dtype(at::kFloat));
+    args.dgamma = dgamma.data_ptr<float>();
+    args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, &runner);
+    workspace =
+        at::empty({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
+    args.workspace = workspace.data_ptr();
+  }
+  RaiseUnlessOk(rmsnorm_backward(&args, &runner));
+  return {dx, dgamma};
+}
+
+template <class Signature>
+const c10::TypedOperatorHandle<Signature>& Operator(const char* name) {
+  static const auto handle =
+      c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+  return handle;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> RmsNorm(const Tensor& x, const MaybeTensor& gamma, double epsilon,
+                                   double gamma_offset, std::string_view rounding,
+                                   std::optional<at::ScalarType> out_dtype) {
+  return Operator<decltype(RmsNorm)>("rmsnorm::rms_norm")
+      .call(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
+}
+
+void RmsNormOut(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
+                std::string_view rounding, Tensor& out) {
+  Operator<decltype(RmsNormOut)>("rmsnorm::rms_norm_out")
+      .call(x, gamma, epsilon, gamma_offset, rounding, out);
+}
+
+std::tuple<Tensor, Tensor> RmsNormBackward(const Tensor& dy, const Tensor& x,
+                                           const MaybeTensor& gamma, const Tensor& rstd,
+                                           double gamma_offset, std::array<bool, 2> wanted) {
+  return Operator<decltype(RmsNormBackward)>("rmsnorm::rms_norm_backward")
+      .call(dy, x, gamma, rstd, gamma_offset, wanted);
+}
+
+TORCH_LIBRARY(rmsnorm, m) {
+  m.set_python_module("rmsnorm.fake");
+  for (const OpSpec* op : kOps) m.def(SchemaOf(*op).c_str(), {at::Tag::pt2_compliant_tag});
+  m.def(OutSchema().c_str(), {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(rmsnorm, CPU, m) {
+  m.impl("rms_norm", RmsNormCpu);
+  m.impl("rms_norm_out", RmsNormOutCpu);
+  m.impl("rms_norm_backward", RmsNormBackwardCpu);
+}
+
+}  // namespace rmsnorm::torch_binding

@@ -1,0 +1,87 @@
+#include "tensors.h"
+
+#include <ATen/Parallel.h>
+
+#include "core/ops.h"
+
+namespace rmsnorm::torch_binding {
+namespace {
+
+// The stride of the rows, or nothing where leading axes don't step evenly or a row isn't packed.
+std::optional<int64_t> RowStride(const at::Tensor& tensor, const Shape& shape) {
+  const int64_t leading = tensor.dim() - shape.axes;
+  int64_t packed = 1;
+  for (int64_t axis = tensor.dim() - 1; axis >= leading; --axis) {
+    if (tensor.size(axis) != 1 && tensor.stride(axis) != packed) return std::nullopt;
+    packed *= tensor.size(axis);
+  }
+  std::optional<int64_t> row_stride;
+  int64_t next = 0;  // the stride that continues the axes seen so far
+  for (int64_t axis = leading - 1; axis >= 0; --axis) {
+    if (tensor.size(axis) == 1) continue;
+    if (row_stride && tensor.stride(axis) != next) return std::nullopt;
+    if (!row_stride) row_stride = tensor.stride(axis);
+    next = tensor.stride(axis) * tensor.size(axis);
+  }
+  return row_stride.value_or(shape.n);
+}
+
+void RunInParallel(void*, int64_t count, rmsnorm_task task, void* data) {
+  at::parallel_for(0, count, /*grain_size=*/1,
+                   [&](int64_t begin, int64_t end) { task(data, begin, end); });
+}
+
+}  // namespace
+
+void RaiseUnlessOk(rmsnorm_status status) {
+  TORCH_CHECK_VALUE(status == RMSNORM_OK, rmsnorm_last_error());
+}
+
+rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return RMSNORM_FLOAT32;
+    case at::kHalf:
+      return RMSNORM_FLOAT16;
+    case at::kBFloat16:
+      return RMSNORM_BFLOAT16;
+    default:
+      TORCH_CHECK_VALUE(false, name, ": dtype ", type, "; expected ", Accepted(Dtypes::kAny));
+  }
+}
+
+Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma) {
+  Shape shape = {0, 0, gamma ? gamma->dim() : 1};
+  RaiseUnlessOk(rmsnorm_rows_of(x.sizes().data(), x.dim(), gamma ? gamma->sizes().data() : nullptr,
+                                shape.axes, &shape.rows, &shape.n));
+  return shape;
+}
+
+at::DimVector RstdSizes(const at::Tensor& x, int64_t axes) {
+  at::DimVector sizes(x.sizes().begin(), x.sizes().end());
+  std::fill(sizes.end() - axes, sizes.end(), 1);
+  return sizes;
+}
+
+Rows RowsOf(const char* name, const at::Tensor& tensor, const Shape& shape) {
+  const rmsnorm_dtype dtype = DtypeOf(name, tensor.scalar_type());
+  if (const std::optional<int64_t> stride = RowStride(tensor, shape)) {
+    return {tensor, {tensor.data_ptr(), *stride, dtype}};
+  }
+  const at::Tensor packed = tensor.contiguous();
+  return {packed, {packed.data_ptr(), shape.n, dtype}};
+}
+
+Column ColumnOf(const std::optional<at::Tensor>& gamma) {
+  if (!gamma) return {{}, {nullptr, 0}};
+  const rmsnorm_dtype dtype = DtypeOf("gamma", gamma->scalar_type());
+  const at::Tensor packed = gamma->contiguous();
+  return {packed, {packed.data_ptr(), dtype}};
+}
+
+rmsnorm_runner Runner() {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return {sizeof(rmsnorm_runner), threads, nullptr, RunInParallel};
+}
+
+}  // namespace rmsnorm::torch_binding

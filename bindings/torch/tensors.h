@@ -1,0 +1,51 @@
+// PyTorch's tensors as the C interface's rows, and PyTorch's threads as its runner.
+#ifndef RMSNORM_BINDINGS_TORCH_TENSORS_H_
+#define RMSNORM_BINDINGS_TORCH_TENSORS_H_
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "rmsnorm/rmsnorm.h"
+
+namespace rmsnorm::torch_binding {
+
+// Raises ValueError with the C interface's message, unless status is RMSNORM_OK.
+void RaiseUnlessOk(rmsnorm_status status);
+
+rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type);
+
+// x's shape as rows of n elements, the last `axes` of x's dimensions.
+struct Shape {
+  int64_t rows;
+  int64_t n;
+  int64_t axes;
+};
+
+// Absent gamma: the last axis.
+Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma);
+
+// rstd's sizes: x's, with a 1 for each of the last `axes`.
+at::DimVector RstdSizes(const at::Tensor& x, int64_t axes);
+
+// A tensor seen as rows. Where its strides don't allow that, `held` is a contiguous copy.
+struct Rows {
+  at::Tensor held;
+  rmsnorm_matrix matrix;
+};
+Rows RowsOf(const char* name, const at::Tensor& tensor, const Shape& shape);
+
+// Gamma's elements; `held` is contiguous.
+struct Column {
+  at::Tensor held;
+  rmsnorm_vector vector;
+};
+Column ColumnOf(const std::optional<at::Tensor>& gamma);
+
+// PyTorch's intra-op threads, or the calling thread alone inside a parallel region of theirs.
+rmsnorm_runner Runner();
+
+}  // namespace rmsnorm::torch_binding
+
+#endif  // RMSNORM_BINDINGS_TORCH_TENSORS_H_

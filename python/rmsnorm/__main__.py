@@ -1,0 +1,3 @@
+from rmsnorm.cli import app
+
+app()

@@ -1,0 +1,66 @@
+"""The command line: rmsnorm demo | bench | ops."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="The fused RMSNorm operator: the same bits everywhere, at the speed of memory.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for the plot and the figures.")]
+
+
+@app.command()
+def demo(
+    short: Annotated[bool, typer.Option("--short", help="Fewer steps, as CI runs it.")] = False,
+    out: Out = Path("out"),
+) -> None:
+    """Train a small LLaMA with its own norms and with ours, side by side, and check the results."""
+    from rmsnorm import demo
+
+    if not demo.run(out, short):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(out: Out = Path("out")) -> None:
+    """Measure the operator against PyTorch's own ways and a copy of the same bytes."""
+    from rmsnorm import bench
+
+    bench.run(out)
+
+
+@app.command()
+def ops() -> None:
+    """List every operator: inputs, attributes, outputs, formula and source."""
+    from rmsnorm import library
+
+    console = Console()
+    for op in library.operators():
+        table = Table(title=op["name"], title_justify="left", show_header=False, width=100)
+        table.add_row("formula", op["formula"])
+        for group in ("inputs", "outputs"):
+            for tensor in op[group]:
+                absent = ", optional" if tensor["optional"] else ""
+                table.add_row(
+                    f"{group[:-1]} {tensor['name']}",
+                    f"{tensor['shape']}; {tensor['dtypes']}{absent}",
+                )
+        for attribute in op["attributes"]:
+            table.add_row(
+                f"attribute {attribute['name']}",
+                f"{attribute['accepted']}; default {attribute['default']}",
+            )
+        table.add_row("gradient", op["gradient"])
+        table.add_row("source", op["source"])
+        console.print(table, markup=False)
+
+
+if __name__ == "__main__":
+    app()

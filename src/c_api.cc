@@ -1,0 +1,61 @@
+// The C interface: check, choose, call.
+#include <string>
+
+#include "core/ops.h"
+#include "core/validate.h"
+#include "cpu/backward.h"
+#include "cpu/forward.h"
+#include "cpu/targets.h"
+#include "rmsnorm/rmsnorm.h"
+
+namespace {
+
+thread_local rmsnorm::Message last_error;
+
+// Forgets the last call's message; the checks of this call write theirs.
+rmsnorm::Message& NewMessage() {
+  last_error.text[0] = '\0';
+  return last_error;
+}
+
+}  // namespace
+
+rmsnorm_status rmsnorm_forward(const rmsnorm_forward_args* args, const rmsnorm_runner* runner) {
+  rmsnorm::Message& message = NewMessage();
+  if (const rmsnorm_status status = Validate(args, message)) return status;
+  if (const rmsnorm_status status = Validate(runner, message)) return status;
+  rmsnorm::cpu::Forward(*args, runner);
+  return RMSNORM_OK;
+}
+
+rmsnorm_status rmsnorm_backward(const rmsnorm_backward_args* args, const rmsnorm_runner* runner) {
+  rmsnorm::Message& message = NewMessage();
+  if (const rmsnorm_status status = Validate(args, message)) return status;
+  if (const rmsnorm_status status = Validate(runner, message)) return status;
+  rmsnorm::cpu::Backward(*args, runner);
+  return RMSNORM_OK;
+}
+
+size_t rmsnorm_backward_workspace(int64_t rows, int64_t n, const rmsnorm_runner* runner) {
+  return static_cast<size_t>(rmsnorm::cpu::BackwardWorkspace(rows, n, runner));
+}
+
+rmsnorm_status rmsnorm_rows_of(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_shape,
+                               int64_t gamma_dims, int64_t* rows, int64_t* n) {
+  return rmsnorm::RowsOf(x_shape, x_dims, gamma_shape, gamma_dims, rows, n, NewMessage());
+}
+
+const char* rmsnorm_last_error(void) { return last_error.text; }
+
+const char* rmsnorm_operators(void) { return rmsnorm::OpsAsJson().c_str(); }
+
+const char* rmsnorm_cpu_targets(void) { return rmsnorm::cpu::TargetNames(); }
+
+rmsnorm_status rmsnorm_use_cpu_target(const char* name) {
+  rmsnorm::Message& message = NewMessage();
+  if (rmsnorm::cpu::UseTarget(name != nullptr ? name : "")) return RMSNORM_OK;
+  const std::string text =
+      "name: " + std::string(name) + "; expected one of " + rmsnorm::cpu::TargetNames();
+  text.copy(message.text, sizeof(message.text) - 1);
+  return RMSNORM_INVALID_ARGUMENT;
+}

@@ -1,0 +1,37 @@
+// How the rows are cut into blocks for the column sums of dgamma. No cut changes a bit.
+#ifndef RMSNORM_CORE_COLUMNS_H_
+#define RMSNORM_CORE_COLUMNS_H_
+
+#include <cstdint>
+
+#include "core/canonical.h"
+
+namespace rmsnorm {
+
+// A block is a run of rows that one worker folds by itself: an aligned, complete subtree (the last
+// one may be short). It works in `slots` partial sums of n floats each and leaves its own in the
+// first.
+struct ColumnBlocks {
+  int64_t blocks;
+  int64_t block_rows;
+  int64_t slots;
+  int64_t bytes;  // of all slots of all blocks
+};
+
+// The most blocks, at most max_blocks, whose slots fit into max_bytes; one block at the least.
+// n < 2^57, so that bytes of one block fit into int64_t.
+constexpr ColumnBlocks CutColumns(int64_t rows, int64_t n, int64_t max_blocks, int64_t max_bytes) {
+  const int64_t leaves = CeilDiv(rows, kLeafRows);
+  for (int64_t block_leaves = 1;; block_leaves *= 2) {
+    const int64_t blocks = CeilDiv(leaves, block_leaves);
+    const int64_t slots = TreeDepth(block_leaves);
+    const double bytes = 4.0 * static_cast<double>(n) * static_cast<double>(slots * blocks);
+    if (blocks <= 1 || (blocks <= max_blocks && bytes <= static_cast<double>(max_bytes))) {
+      return {blocks, block_leaves * kLeafRows, slots, 4 * n * slots * blocks};
+    }
+  }
+}
+
+}  // namespace rmsnorm
+
+#endif  // RMSNORM_CORE_COLUMNS_H_

@@ -1,0 +1,97 @@
+// The three element types: exact conversion to float, correct rounding from float.
+#ifndef RMSNORM_CORE_DTYPE_H_
+#define RMSNORM_CORE_DTYPE_H_
+
+#include <bit>
+#include <cstdint>
+
+#include "rmsnorm/rmsnorm.h"
+
+namespace rmsnorm {
+
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The one NaN that is ever written, in each width.
+inline constexpr uint32_t kNaN32 = 0x7FFFFFFF;
+inline constexpr uint16_t kNaN16 = 0x7FFF;
+
+constexpr bool IsNaN(float v) { return v != v; }
+
+constexpr float ToFloat(float v) { return v; }
+
+constexpr float ToFloat(BFloat16 v) { return std::bit_cast<float>(uint32_t{v.bits} << 16); }
+
+constexpr float ToFloat(Float16 v) {
+  const uint32_t sign = uint32_t{v.bits} >> 15 << 31;
+  const uint32_t exponent = v.bits >> 10 & 31;
+  const uint32_t fraction = v.bits & 1023;
+  if (exponent == 0) {  // zero or subnormal: fraction units of 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
+  }
+  const uint32_t wide_exponent = exponent == 31 ? 255 : exponent + 112;
+  return std::bit_cast<float>(sign | wide_exponent << 23 | fraction << 13);
+}
+
+// To nearest even; overflow gives infinity, every NaN the canonical one.
+template <class T>
+constexpr T FromFloat(float v);
+
+template <>
+constexpr float FromFloat<float>(float v) {
+  return IsNaN(v) ? std::bit_cast<float>(kNaN32) : v;
+}
+
+template <>
+constexpr BFloat16 FromFloat<BFloat16>(float v) {
+  if (IsNaN(v)) return {kNaN16};
+  const uint32_t bits = std::bit_cast<uint32_t>(v);
+  return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
+template <>
+constexpr Float16 FromFloat<Float16>(float v) {
+  if (IsNaN(v)) return {kNaN16};
+  const uint32_t sign = std::bit_cast<uint32_t>(v) >> 16 & 0x8000;
+  const uint32_t magnitude = std::bit_cast<uint32_t>(v) & 0x7FFFFFFF;
+  uint32_t bits;
+  if (magnitude >= std::bit_cast<uint32_t>(65520.0f)) {  // halfway past the largest float16
+    bits = 0x7C00;
+  } else if (magnitude < std::bit_cast<uint32_t>(0x1p-14f)) {
+    // Adding 0.5, whose last place is 2^-24, rounds to a float16 subnormal.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    bits = std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5f);
+  } else {
+    bits = (magnitude + 0xFFF + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | bits)};
+}
+
+// Calls f with a value of the C++ type that stands for dtype, which has passed validation.
+template <class F>
+decltype(auto) VisitDtype(rmsnorm_dtype dtype, F&& f) {
+  switch (dtype) {
+    case RMSNORM_FLOAT16:
+      return f(Float16{});
+    case RMSNORM_BFLOAT16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+constexpr int64_t SizeOf(rmsnorm_dtype dtype) { return dtype == RMSNORM_FLOAT32 ? 4 : 2; }
+
+template <class T>
+T* RowOf(const rmsnorm_matrix& m, int64_t row) {
+  return static_cast<T*>(m.data) + row * m.row_stride;
+}
+
+}  // namespace rmsnorm
+
+#endif  // RMSNORM_CORE_DTYPE_H_

@@ -1,0 +1,140 @@
+#include "core/reference.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "testing.h"
+
+namespace rmsnorm {
+namespace {
+
+using testing::Case;
+using testing::Operands;
+
+float UnitInLastPlace(float value) {
+  return std::nextafter(std::fabs(value), HUGE_VALF) - std::fabs(value);
+}
+
+// One row of these values, no gamma.
+Operands RowOf(const std::vector<float>& values, double epsilon) {
+  Operands row({.gamma = testing::kAbsent,
+                .rows = 1,
+                .n = static_cast<int64_t>(values.size()),
+                .epsilon = epsilon});
+  for (size_t i = 0; i < values.size(); ++i) row.x.Set(i, values[i]);
+  ForwardReference(row.Forward(), 0, 1);
+  return row;
+}
+
+TEST(Reference, NormalizesThreeFour) {
+  const Operands row = RowOf({3, 4}, /*epsilon=*/0);
+  EXPECT_FLOAT_EQ(row.rstd[0], std::sqrt(2.0f) / 5);
+  EXPECT_FLOAT_EQ(row.y.Get(0), 3 * std::sqrt(2.0f) / 5);
+  EXPECT_FLOAT_EQ(row.y.Get(1), 4 * std::sqrt(2.0f) / 5);
+}
+
+TEST(Reference, BeforeGammaRoundsTwiceAndOnceRoundsOnce) {
+  Case c{.x = RMSNORM_BFLOAT16, .gamma = RMSNORM_BFLOAT16, .y = RMSNORM_BFLOAT16, .n = 512};
+  Operands once(c);
+  c.rounding = RMSNORM_ROUND_BEFORE_GAMMA;
+  Operands before(c);
+  ForwardReference(once.Forward(), 0, c.rows);
+  ForwardReference(before.Forward(), 0, c.rows);
+  EXPECT_FALSE(testing::SameBits(once.y.bytes, before.y.bytes));
+  const float xhat = once.x.Get(0) * once.rstd[0];
+  const float gamma = once.gamma.Get(0);
+  EXPECT_EQ(once.y.Get(0), ToFloat(FromFloat<BFloat16>(xhat * gamma)));
+  const float rounded = ToFloat(FromFloat<BFloat16>(xhat));
+  EXPECT_EQ(before.y.Get(0), ToFloat(FromFloat<BFloat16>(rounded * gamma)));
+}
+
+// A chain rounds 8 times, the trees of lanes and leaves 6 and log2(n / 512) times; then there are
+// s / n, + epsilon, the root, the quotient and the last addition of 0, of which a power of -1/2
+// halves all that comes before it.
+TEST(Reference, RstdIsWithinTheBoundOfTheOrder) {
+  for (const int64_t n : testing::kLengths) {
+    Operands row({.rows = 4, .n = n});
+    ForwardReference(row.Forward(), 0, 4);
+    const double levels = std::ceil(std::log2(std::max<double>(n, 512) / 512));
+    const double bound = (8 + 6 + levels + 5) / 2;
+    for (int64_t r = 0; r < 4; ++r) {
+      long double sum = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const long double x = row.x.Get(r * n + i);
+        sum += x * x;
+      }
+      const float epsilon = 1e-6f;
+      const double exact = static_cast<double>(1 / std::sqrt(sum / n + epsilon));
+      EXPECT_LE(std::fabs(row.rstd[r] - exact), bound * UnitInLastPlace(row.rstd[r]))
+          << "n = " << n << ", row " << r;
+    }
+  }
+}
+
+TEST(Reference, FiniteRowsGiveFiniteAnswersWhereFloatSumsOverflow) {
+  std::vector<float> ones(100, 1.0f);
+  ones[50] = 1e20f;
+  const Operands row = RowOf(ones, 1e-6);
+  EXPECT_NEAR(row.y.Get(50), 10.0, 1e-5);
+  EXPECT_NEAR(row.y.Get(0), 1e-19, 1e-25);
+
+  const float max = std::numeric_limits<float>::max();
+  EXPECT_NEAR(RowOf({max, -max}, 1e-6).y.Get(0), 1.0, 1e-5);
+}
+
+TEST(Reference, FiniteRowsGiveFiniteAnswersWhereFloatSumsUnderflow) {
+  const Operands row = RowOf(std::vector<float>(700, 1e-30f), /*epsilon=*/0);
+  EXPECT_NEAR(row.y.Get(0), 1.0, 1e-6);
+}
+
+TEST(Reference, AnInfinityMakesRstdZero) {
+  const Operands row = RowOf({1, HUGE_VALF, -2}, 1e-6);
+  EXPECT_EQ(row.rstd[0], 0);
+  EXPECT_EQ(row.y.Get(0), 0);
+  EXPECT_EQ(std::bit_cast<uint32_t>(row.y.Get(1)), kNaN32);
+  EXPECT_TRUE(std::signbit(row.y.Get(2)));
+}
+
+TEST(Reference, ZerosWithEpsilonZeroGiveInfiniteRstdAndNaN) {
+  const Operands row = RowOf({0, -0.0f}, /*epsilon=*/0);
+  EXPECT_EQ(row.rstd[0], HUGE_VALF);
+  EXPECT_EQ(std::bit_cast<uint32_t>(row.y.Get(0)), kNaN32);
+}
+
+// Norm-wise, against the same formulas in long double: dx = (w - xhat c) rstd loses at most the
+// error of c, a dot product, and a few roundings of each factor.
+TEST(Reference, GradientsAreThoseOfTheFormula) {
+  for (const int64_t n : {1, 7, 64, 513, 4096}) {
+    Operands call({.gamma_offset = 1, .rows = 35, .n = n});
+    const int64_t rows = call.c.rows;
+    ForwardReference(call.Forward(), 0, rows);
+    BackwardReference(call.Backward(), 0, rows, call.dgamma.data());
+    std::vector<long double> dgamma(n, 0), magnitude(n, 0);
+    for (int64_t r = 0; r < rows; ++r) {
+      const long double rstd = call.rstd[r];
+      const auto xhat = [&](int64_t i) { return call.x.Get(r * n + i) * rstd; };
+      const auto w = [&](int64_t i) { return call.dy.Get(r * n + i) * (1.0L + call.gamma.Get(i)); };
+      long double c = 0, error = 0, norm = 0;
+      for (int64_t i = 0; i < n; ++i) c += w(i) * xhat(i) / n;
+      for (int64_t i = 0; i < n; ++i) {
+        const long double dx = (w(i) - xhat(i) * c) * rstd;
+        error += std::pow(call.dx.Get(r * n + i) - dx, 2.0L);
+        norm += std::pow(w(i) * rstd, 2.0L);
+        const long double term = call.dy.Get(r * n + i) * xhat(i);
+        dgamma[i] += term;
+        magnitude[i] += std::fabs(term);
+      }
+      EXPECT_LE(std::sqrt(error), 32 * 0x1p-24L * std::sqrt(norm)) << "n = " << n;
+    }
+    for (int64_t i = 0; i < n; ++i) {  // a chain of 16, a tree of 3 leaves, xhat and the end
+      EXPECT_LE(std::fabs(call.dgamma[i] - dgamma[i]), 24 * 0x1p-24L * magnitude[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rmsnorm

@@ -1,0 +1,129 @@
+#include "cpu/backward.h"
+
+#include <omp.h>
+
+#include "core/reference.h"
+#include "testing.h"
+
+namespace rmsnorm {
+namespace {
+
+using testing::Case;
+using testing::Operands;
+
+class BackwardOnEveryTarget : public ::testing::TestWithParam<std::string> {
+ protected:
+  const testing::WithTarget target_{GetParam()};
+};
+
+INSTANTIATE_TEST_SUITE_P(Targets, BackwardOnEveryTarget, ::testing::ValuesIn(testing::Targets()),
+                         [](const auto& info) { return info.param; });
+
+// The reference's dx and dgamma for a case whose rstd is that of the forward call.
+Operands Expected(const Case& c) {
+  Operands call(c);
+  ForwardReference(call.Forward(), 0, c.rows);
+  BackwardReference(call.Backward(), 0, c.rows, call.dgamma.data());
+  for (float& sum : call.dgamma) sum = FromFloat<float>(sum + 0.0f);
+  return call;
+}
+
+void ExpectReferenceBits(const Case& c, const rmsnorm_runner* runner) {
+  const Operands expected = Expected(c);
+  Operands actual(c);
+  actual.rstd = expected.rstd;
+  const rmsnorm_backward_args args = actual.Backward(runner);
+  ASSERT_EQ(rmsnorm_backward(&args, runner), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes)) << "dx; " << c;
+  EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma)) << "dgamma; " << c;
+}
+
+TEST_P(BackwardOnEveryTarget, EveryTypeAndLengthHasTheBitsOfTheReference) {
+  for (const int64_t n : testing::kLengths) {
+    for (const Case& c : testing::EveryType(/*rows=*/3, n)) ExpectReferenceBits(c, nullptr);
+  }
+}
+
+TEST_P(BackwardOnEveryTarget, EveryNumberOfRowsHasTheBitsOfTheReference) {
+  for (int64_t rows = 1; rows <= 130; ++rows) ExpectReferenceBits({.rows = rows, .n = 70}, nullptr);
+  ExpectReferenceBits({.rows = 5000, .n = 65}, nullptr);
+}
+
+TEST_P(BackwardOnEveryTarget, HardRowsHaveTheBitsOfTheReference) {
+  for (const double epsilon : {0.0, 1e-6}) {
+    for (const int64_t n : {5, 64, 100, 513}) {
+      for (Case c : testing::EveryType(/*rows=*/18, n)) {
+        c.epsilon = epsilon;
+        c.hard_rows = true;
+        ExpectReferenceBits(c, nullptr);
+      }
+    }
+  }
+}
+
+TEST_P(BackwardOnEveryTarget, TheSplitOfRowsOverThreadsChangesNoBit) {
+  for (const int64_t threads : {1, 2, 3, 7, 64}) {
+    const testing::Backwards runner(threads);
+    ExpectReferenceBits({.rows = 1000, .n = 513}, runner.get());
+  }
+  for (const int threads : {1, 2, 5}) {
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    ExpectReferenceBits({.rows = 1000, .n = 513}, nullptr);
+    omp_set_num_threads(before);
+  }
+}
+
+TEST_P(BackwardOnEveryTarget, LessWorkspaceGivesTheSameBits) {
+  const Case c{.rows = 1000, .n = 65};
+  const Operands expected = Expected(c);
+  const testing::Backwards many(16), one(1);
+  Operands actual(c);
+  actual.rstd = expected.rstd;
+  rmsnorm_backward_args args = actual.Backward(many.get());
+  args.workspace_size = rmsnorm_backward_workspace(c.rows, c.n, one.get());
+  ASSERT_EQ(rmsnorm_backward(&args, many.get()), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma));
+}
+
+TEST_P(BackwardOnEveryTarget, EachGradientAloneHasTheBitsOfBothTogether) {
+  const Case c{.x = RMSNORM_FLOAT16, .y = RMSNORM_FLOAT16, .rows = 50, .n = 577};
+  const Operands expected = Expected(c);
+  Operands actual(c);
+  actual.rstd = expected.rstd;
+  rmsnorm_backward_args args = actual.Backward();
+  args.dx.data = nullptr;
+  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma));
+  args = actual.Backward();
+  args.dgamma = nullptr;
+  args.workspace = nullptr;
+  args.workspace_size = 0;
+  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes));
+}
+
+TEST_P(BackwardOnEveryTarget, NoRowsGiveAGradientOfZeroForGamma) {
+  Operands call({.rows = 0, .n = 100});
+  const rmsnorm_backward_args args = call.Backward();
+  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(call.dgamma, std::vector<float>(100, 0.0f)));
+}
+
+TEST_P(BackwardOnEveryTarget, AnRstdThatIsWrongStillGivesTheBitsOfTheReference) {
+  const Case c{.rows = 20, .n = 100};
+  Operands expected(c), actual(c);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    const float wrong[] = {0.0f, HUGE_VALF, std::nanf(""), -1.0f};
+    expected.rstd[r] = actual.rstd[r] = wrong[r % 4];
+  }
+  BackwardReference(expected.Backward(), 0, c.rows, expected.dgamma.data());
+  for (float& sum : expected.dgamma) sum = FromFloat<float>(sum + 0.0f);
+  const rmsnorm_backward_args args = actual.Backward();
+  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes));
+  EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma));
+}
+
+}  // namespace
+}  // namespace rmsnorm

@@ -1,0 +1,106 @@
+#include "cpu/forward.h"
+
+#include <omp.h>
+
+#include "core/reference.h"
+#include "testing.h"
+
+namespace rmsnorm {
+namespace {
+
+using testing::Case;
+using testing::Operands;
+
+class ForwardOnEveryTarget : public ::testing::TestWithParam<std::string> {
+ protected:
+  const testing::WithTarget target_{GetParam()};
+};
+
+INSTANTIATE_TEST_SUITE_P(Targets, ForwardOnEveryTarget, ::testing::ValuesIn(testing::Targets()),
+                         [](const auto& info) { return info.param; });
+
+constexpr rmsnorm_rounding kRoundings[] = {RMSNORM_ROUND_ONCE, RMSNORM_ROUND_BEFORE_GAMMA};
+
+void ExpectReferenceBits(const Case& c, const rmsnorm_runner* runner) {
+  Operands expected(c), actual(c);
+  ForwardReference(expected.Forward(), 0, c.rows);
+  const rmsnorm_forward_args args = actual.Forward();
+  ASSERT_EQ(rmsnorm_forward(&args, runner), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.y.bytes, expected.y.bytes)) << "y; " << c;
+  EXPECT_TRUE(testing::SameBits(actual.rstd, expected.rstd)) << "rstd; " << c;
+}
+
+TEST_P(ForwardOnEveryTarget, EveryTypeAndLengthHasTheBitsOfTheReference) {
+  for (const int64_t n : testing::kLengths) {
+    for (Case c : testing::EveryType(/*rows=*/2, n)) {
+      for (const rmsnorm_rounding rounding : kRoundings) {
+        c.rounding = rounding;
+        ExpectReferenceBits(c, nullptr);
+      }
+    }
+  }
+}
+
+TEST_P(ForwardOnEveryTarget, EveryShortLengthHasTheBitsOfTheReference) {
+  for (int64_t n = 1; n <= 1100; ++n) ExpectReferenceBits({.rows = 1, .n = n}, nullptr);
+}
+
+TEST_P(ForwardOnEveryTarget, HardRowsHaveTheBitsOfTheReference) {
+  for (const double epsilon : {0.0, 1e-6}) {
+    for (const int64_t n : {5, 64, 100, 513, 9000}) {
+      for (Case c : testing::EveryType(/*rows=*/18, n)) {
+        c.epsilon = epsilon;
+        c.hard_rows = true;
+        for (const rmsnorm_rounding rounding : kRoundings) {
+          c.rounding = rounding;
+          ExpectReferenceBits(c, nullptr);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ForwardOnEveryTarget, TheSplitOfRowsOverThreadsChangesNoBit) {
+  for (const int64_t threads : {1, 2, 3, 7, 64}) {
+    const testing::Backwards runner(threads);
+    ExpectReferenceBits({.rows = 97, .n = 4097}, runner.get());
+  }
+  for (const int threads : {1, 2, 5}) {
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    ExpectReferenceBits({.rows = 97, .n = 4097}, nullptr);
+    omp_set_num_threads(before);
+  }
+}
+
+TEST_P(ForwardOnEveryTarget, InPlaceGivesTheSameBits) {
+  for (const int64_t n : {5, 64, 600}) {
+    const Case c{.rows = 4, .n = n};
+    Operands apart(c), in_place(c);
+    rmsnorm_forward_args args = apart.Forward();
+    ASSERT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_OK);
+    args = in_place.Forward();
+    args.y = args.x;
+    ASSERT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+    EXPECT_TRUE(testing::SameBits(in_place.x.bytes, apart.y.bytes)) << "n = " << n;
+  }
+}
+
+TEST_P(ForwardOnEveryTarget, OneRowRepeatedByStrideZeroGivesItsBitsInEachRow) {
+  Operands call({.rows = 6, .n = 700});
+  rmsnorm_forward_args args = call.Forward();
+  args.x.row_stride = 0;
+  ASSERT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  const std::span<const uint8_t> y(call.y.bytes);
+  for (int64_t r = 1; r < 6; ++r) {
+    EXPECT_TRUE(testing::SameBits(y.subspan(r * 2800, 2800), y.first(2800)));
+  }
+}
+
+TEST_P(ForwardOnEveryTarget, AMillionColumnsHaveTheBitsOfTheReference) {
+  ExpectReferenceBits({.x = RMSNORM_BFLOAT16, .y = RMSNORM_BFLOAT16, .rows = 1, .n = 1 << 20},
+                      nullptr);
+}
+
+}  // namespace
+}  // namespace rmsnorm

@@ -1,0 +1,58 @@
+#include "cpu/parallel.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/canonical.h"
+#include "cpu/float_mode.h"
+
+namespace rmsnorm::cpu {
+namespace {
+
+// To wake a thread costs some microseconds, about as long as one core takes for this many bytes.
+constexpr int64_t kBytesWorthAThread = 128 << 10;
+
+// The work as `pieces` runs of whole units.
+struct Pieces {
+  int64_t count;
+  int64_t piece;  // indices of one run
+  rmsnorm_task task;
+  const void* data;
+
+  void Run(int64_t begin, int64_t end) const {
+    const FloatMode mode;
+    task(const_cast<void*>(data), begin * piece, std::min(end * piece, count));
+  }
+};
+
+void RunPieces(void* data, int64_t begin, int64_t end) {
+  static_cast<const Pieces*>(data)->Run(begin, end);
+}
+
+}  // namespace
+
+int64_t Threads(const rmsnorm_runner* runner) {
+  return runner != nullptr ? runner->threads : omp_get_max_threads();
+}
+
+void RunRanges(const rmsnorm_runner* runner, int64_t count, int64_t unit, int64_t bytes_each,
+               rmsnorm_task task, const void* data) {
+  if (count <= 0) return;
+  const int64_t worth = count / CeilDiv(kBytesWorthAThread, bytes_each) + 1;
+  const int64_t units = CeilDiv(count, unit);
+  const int64_t wanted = std::min({Threads(runner), worth, units});
+  Pieces work = {count, CeilDiv(units, wanted) * unit, task, data};
+  const int64_t pieces = CeilDiv(count, work.piece);
+  if (pieces == 1) {
+    work.Run(0, 1);
+  } else if (runner != nullptr) {
+    runner->run(runner->context, pieces, RunPieces, &work);
+  } else {
+#pragma omp parallel for num_threads(static_cast<int>(pieces)) schedule(static)
+    for (int64_t i = 0; i < pieces; ++i) work.Run(i, i + 1);
+  }
+}
+
+}  // namespace rmsnorm::cpu
