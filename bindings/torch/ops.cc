@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma,
   const at::ScalarType y_type = out_dtype.value_or(x.scalar_type());
   rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
   args.y = {nullptr, shape.n, DtypeOf("out_dtype", y_type)};
-  Tensor y = at::empty(x.sizes(), x.options().dtype(y_type));
+  Tensor y = Fresh(x.sizes(), x.options().dtype(y_type));
   Tensor rstd = at::empty(RstdSizes(x, shape.axes), x.options().dtype(at::kFloat));
   args.y.data = y.data_ptr();
   args.rstd = rstd.data_ptr<float>();
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
                     x.sizes());
   TORCH_CHECK_VALUE(rstd.numel() == shape.rows && rstd.scalar_type() == at::kFloat, "rstd: shape ",
                     rstd.sizes(), ", dtype ", rstd.scalar_type(), "; expected ",
-                    RstdSizes(x, shape.axes), ", Float");
+                    RstdSizes(x, shape.axes), ", float32");
   const Rows dy_rows = RowsOf("dy", dy, shape);
   const Rows x_rows = RowsOf("x", x, shape);
   const Column column = ColumnOf(gamma);
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
   args.gamma_offset = gamma_offset;
   const rmsnorm_runner runner = Runner();
   const Tensor none = at::empty({0}, x.options());
-  Tensor dx = wanted[0] ? at::empty(x.sizes(), x.options()) : none;
+  Tensor dx = wanted[0] ? Fresh(x.sizes(), x.options()) : none;
   Tensor dgamma = none.to(at::kFloat);
   Tensor workspace;
   if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, x_rows.matrix.dtype};
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
     args.dgamma = dgamma.data_ptr<float>();
     args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, &runner);
     workspace =
-        at::empty({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
+        Fresh({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
     args.workspace = workspace.data_ptr();
   }
   RaiseUnlessOk(rmsnorm_backward(&args, &runner));

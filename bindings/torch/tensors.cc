@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <ATen/Parallel.h>
+#include <sys/mman.h>
 
 #include "core/ops.h"
 
@@ -77,6 +78,21 @@ Column ColumnOf(const std::optional<at::Tensor>& gamma) {
   const rmsnorm_dtype dtype = DtypeOf("gamma", gamma->scalar_type());
   const at::Tensor packed = gamma->contiguous();
   return {packed, {packed.data_ptr(), dtype}};
+}
+
+at::Tensor Fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor tensor = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHugePage = 2 << 20;
+  if (tensor.nbytes() >= 4 * kHugePage) {
+    const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+    const uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t end = (data + tensor.nbytes()) / kHugePage * kHugePage;
+    // Advice only: where it is refused, the memory is what it was.
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  }
+#endif
+  return tensor;
 }
 
 rmsnorm_runner Runner() {

@@ -1,0 +1,59 @@
+"""What the tests of the operator share: operands, bits, and the formula in float64."""
+
+import itertools
+
+import rmsnorm
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# From the smallest to a model's, with uneven ones, eight axes, and leaves that don't fill up.
+SHAPES = (
+    [1],
+    [7],
+    [3, 1],
+    [2, 64],
+    [5, 513],
+    [2, 3, 4096],
+    [1, 1, 2, 1, 3, 2, 1, 128],
+    [1024, 12288],
+)
+
+
+def gamma_shapes(shape: list[int]) -> list[list[int]]:
+    """One, two and all of the last axes."""
+    spans = {1, min(2, len(shape)), len(shape)}
+    return [shape[-span:] for span in sorted(spans)]
+
+
+def dtype_pairs() -> list[tuple[torch.dtype, torch.dtype]]:
+    """(x, gamma): each dtype with itself, and 16-bit x with float32 gamma."""
+    pairs = itertools.product(DTYPES, DTYPES)
+    return [(x, gamma) for x, gamma in pairs if gamma in (x, torch.float32)]
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The elements as integers, so that equal means equal bits, NaN and zeros included."""
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(widths[tensor.element_size()])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
+
+
+def formula(x: Tensor, gamma: Tensor | None, epsilon: float, gamma_offset: float = 0.0) -> Tensor:
+    """y in the dtype of x, by PyTorch's own operators and their autograd."""
+    axes = list(range(-(gamma.dim() if gamma is not None else 1), 0))
+    y = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + epsilon)
+    return y if gamma is None else y * (gamma_offset + gamma)
+
+
+def forward_and_backward(
+    x: Tensor, gamma: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, rstd, dx, dgamma) of npu_rms_norm."""
+    y, rstd = rmsnorm.npu_rms_norm(x, gamma)
+    dx, dgamma = rmsnorm.npu_rms_norm_backward(dy, x, gamma, rstd)
+    return y, rstd, dx, dgamma
