@@ -125,5 +125,37 @@ TEST_P(BackwardOnEveryTarget, AnRstdThatIsWrongStillGivesTheBitsOfTheReference) 
   EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma));
 }
 
+TEST_P(BackwardOnEveryTarget, WhatPaddingMakesOfAnInfiniteRstdIsNotAdded) {
+  Operands expected({.rows = 1, .n = 5}), actual({.rows = 1, .n = 5});
+  for (Operands* call : {&expected, &actual}) {
+    for (int64_t i = 0; i < 5; ++i) {
+      call->x.Set(i, 1);
+      call->dy.Set(i, 1);
+      call->gamma.Set(i, 1);
+    }
+    call->rstd[0] = HUGE_VALF;
+  }
+  BackwardReference(expected.Backward(), 0, 1, expected.dgamma.data());
+  EXPECT_EQ(expected.dx.Get(0), -HUGE_VALF);  // padding times infinity would make it NaN
+  const rmsnorm_backward_args args = actual.Backward();
+  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes));
+}
+
+TEST_P(BackwardOnEveryTarget, SumsThatUnderflowToMinusZeroBecomePlusZero) {
+  Operands call({.gamma = testing::kAbsent, .rows = 1, .n = 128});
+  for (int64_t i = 0; i < 128; ++i) {
+    call.x.Set(i, -1e-30f);
+    call.dy.Set(i, 1e-30f);
+  }
+  call.x.Set(0, 1);
+  call.dy.Set(0, -0.0f);
+  call.rstd[0] = 1;
+  const rmsnorm_backward_args args = call.Backward();
+  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  EXPECT_TRUE(std::signbit(call.dx.Get(0))) << "c was -0";
+  EXPECT_TRUE(testing::SameBits(call.dgamma, std::vector<float>(128, 0.0f)));
+}
+
 }  // namespace
 }  // namespace rmsnorm
