@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import rmsnorm
 import torch
+
+import rmsnorm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

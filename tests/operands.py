@@ -2,9 +2,10 @@
 
 import itertools
 
-import rmsnorm
 import torch
 from torch import Tensor
+
+import rmsnorm
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -36,7 +37,7 @@ def dtype_pairs() -> list[tuple[torch.dtype, torch.dtype]]:
 def bits(tensor: Tensor) -> Tensor:
     """The elements as integers, so that equal means equal bits, NaN and zeros included."""
     widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(widths[tensor.element_size()])
+    return tensor.detach().contiguous().view(widths[tensor.element_size()])
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -1,8 +1,9 @@
 """Gradients: against float64 autograd of the formula, twice, and refused where there is none."""
 
 import pytest
-import rmsnorm
 import torch
+
+import rmsnorm
 from operands import DTYPES, dtype_pairs, formula, same_bits
 
 # Units in the last place of one rounding to each dtype, as a relative error.

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-import rmsnorm
 import torch
 from hypothesis import given, settings
+from torch import Tensor
+
+import rmsnorm
 from operands import (
     DTYPES,
     SHAPES,
@@ -15,7 +17,6 @@ from operands import (
     gamma_shapes,
     same_bits,
 )
-from torch import Tensor
 
 SMALL_SHAPES = [shape for shape in SHAPES if shape != [1024, 12288]]
 KERNELS = [target for target in rmsnorm.cpu_targets() if target != "reference"]

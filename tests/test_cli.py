@@ -1,8 +1,9 @@
 """The command line."""
 
+from typer.testing import CliRunner
+
 import rmsnorm
 from rmsnorm.cli import app
-from typer.testing import CliRunner
 
 
 def test_ops_shows_every_operator_with_its_formula_and_source():

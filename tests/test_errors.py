@@ -1,8 +1,9 @@
 """Bad calls: each is refused with a text that names the argument, before anything is written."""
 
 import pytest
-import rmsnorm
 import torch
+
+import rmsnorm
 
 X = torch.ones(8, 64)
 GAMMA = torch.ones(64)

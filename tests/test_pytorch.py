@@ -3,10 +3,11 @@
 import doctest
 
 import pytest
-import rmsnorm
 import torch
-from operands import DTYPES, same_bits
 from torch import nn
+
+import rmsnorm
+from operands import DTYPES, same_bits
 
 
 def ours(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:

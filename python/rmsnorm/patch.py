@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm.forms import DTYPES, Form, Match, NotRmsNorm, find_forms
+from rmsnorm.module import RMSNorm
 
 _WIDEST = 2**17  # elements of a gamma; a parameter with more is a matrix
 
@@ -155,7 +156,7 @@ class _FusedNorm(torch.nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copy and pickle, which can't find a class that was made on the fly by its name."""
-        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        reduced: Any = super().__reduce_ex__(protocol)
         recipe = self._rmsnorm_original, tuple(self._rmsnorm_forms.items())
         return _rebuild, recipe, *reduced[2:]
 
@@ -219,12 +220,15 @@ def _verdict(module: torch.nn.Module, model_dtype: torch.dtype) -> tuple[Match, 
     """The forms that the module computes, or the reason to leave it."""
     held = _held(module)
     names = [name for name, _, _ in held]
-    if isinstance(module, _FusedNorm):
+    if isinstance(module, (_FusedNorm, RMSNorm)):
         return "fused already"
     if "forward" in vars(module):
         return "its forward was replaced on the instance, by something else"
     if len(held) > 1 or any(name in module._buffers for name in names):
         return f"holds {', '.join(names)}; a norm that can be fused holds one scale or nothing"
+    devices = {parameter.device.type for parameter in module.parameters()}
+    if elsewhere := devices - {"cpu", "meta"}:
+        return f"is on {', '.join(sorted(elsewhere))}; the fused kernels run on the CPU"
     for name, shape, dtype in held:
         if dtype not in DTYPES:
             return f"its {name} is {_short(dtype)}"
