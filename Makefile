@@ -46,7 +46,7 @@ $(BIN)/.packages: apt-packages.txt
 
 $(BIN)/.requirements: requirements.txt $(BIN)/.packages
 	@echo "== Python: installing requirements.txt into .venv (PyTorch is several GB, once)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	@touch $@
 

@@ -1,9 +1,10 @@
 // The C interface: check, choose, call.
-#include <string>
+#include <cstdio>
 
 #include "core/ops.h"
 #include "core/validate.h"
 #include "cpu/backward.h"
+#include "cpu/float_mode.h"
 #include "cpu/forward.h"
 #include "cpu/targets.h"
 #include "rmsnorm/rmsnorm.h"
@@ -22,27 +23,32 @@ rmsnorm::Message& NewMessage() {
 
 rmsnorm_status rmsnorm_forward(const rmsnorm_forward_args* args, const rmsnorm_runner* runner) {
   rmsnorm::Message& message = NewMessage();
-  if (const rmsnorm_status status = Validate(args, message)) return status;
-  if (const rmsnorm_status status = Validate(runner, message)) return status;
+  const rmsnorm::cpu::FloatMode mode;
+  if (!Validate(args, message) || !Validate(runner, message)) return RMSNORM_INVALID_ARGUMENT;
   rmsnorm::cpu::Forward(*args, runner);
   return RMSNORM_OK;
 }
 
 rmsnorm_status rmsnorm_backward(const rmsnorm_backward_args* args, const rmsnorm_runner* runner) {
   rmsnorm::Message& message = NewMessage();
-  if (const rmsnorm_status status = Validate(args, message)) return status;
-  if (const rmsnorm_status status = Validate(runner, message)) return status;
+  const rmsnorm::cpu::FloatMode mode;
+  if (!Validate(args, message) || !Validate(runner, message)) return RMSNORM_INVALID_ARGUMENT;
   rmsnorm::cpu::Backward(*args, runner);
   return RMSNORM_OK;
 }
 
 size_t rmsnorm_backward_workspace(int64_t rows, int64_t n, const rmsnorm_runner* runner) {
+  rmsnorm::Message ignored;  // the call that the workspace is for will say what is wrong
+  if (!rmsnorm::ValidateCounts(rows, n, ignored) || !Validate(runner, ignored)) return 0;
   return static_cast<size_t>(rmsnorm::cpu::BackwardWorkspace(rows, n, runner));
 }
 
-rmsnorm_status rmsnorm_rows_of(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_shape,
-                               int64_t gamma_dims, int64_t* rows, int64_t* n) {
-  return rmsnorm::RowsOf(x_shape, x_dims, gamma_shape, gamma_dims, rows, n, NewMessage());
+rmsnorm_status rmsnorm_split_shape(const int64_t* x_shape, int64_t x_dims,
+                                   const int64_t* gamma_shape, int64_t gamma_dims, int64_t* rows,
+                                   int64_t* n) {
+  const bool fits =
+      rmsnorm::SplitShape(x_shape, x_dims, gamma_shape, gamma_dims, rows, n, NewMessage());
+  return fits ? RMSNORM_OK : RMSNORM_INVALID_ARGUMENT;
 }
 
 const char* rmsnorm_last_error(void) { return last_error.text; }
@@ -54,8 +60,7 @@ const char* rmsnorm_cpu_targets(void) { return rmsnorm::cpu::TargetNames(); }
 rmsnorm_status rmsnorm_use_cpu_target(const char* name) {
   rmsnorm::Message& message = NewMessage();
   if (rmsnorm::cpu::UseTarget(name != nullptr ? name : "")) return RMSNORM_OK;
-  const std::string text =
-      "name: " + std::string(name) + "; expected one of " + rmsnorm::cpu::TargetNames();
-  text.copy(message.text, sizeof(message.text) - 1);
+  std::snprintf(message.text, sizeof(message.text), "name: %s; expected one of %s", name,
+                rmsnorm::cpu::TargetNames());
   return RMSNORM_INVALID_ARGUMENT;
 }

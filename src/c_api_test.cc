@@ -1,3 +1,4 @@
+// The C and C++ interfaces, as a program uses them.
 #include <string>
 #include <vector>
 
@@ -22,6 +23,19 @@ TEST(CApi, TargetsEndWithTheReferenceAndUnknownOnesAreRefused) {
   EXPECT_EQ(rmsnorm_use_cpu_target("Z80"), RMSNORM_INVALID_ARGUMENT);
   EXPECT_EQ(std::string(rmsnorm_last_error()),
             "name: Z80; expected one of " + std::string(rmsnorm_cpu_targets()));
+}
+
+TEST(CApi, AShorterErrorLeavesNothingOfALongerOne) {
+  EXPECT_EQ(rmsnorm_use_cpu_target(std::string(300, 'Z').c_str()), RMSNORM_INVALID_ARGUMENT);
+  EXPECT_EQ(rmsnorm_use_cpu_target("Z"), RMSNORM_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(rmsnorm_last_error()),
+            "name: Z; expected one of " + std::string(rmsnorm_cpu_targets()));
+}
+
+TEST(CApi, WorkspaceOfACallThatWouldBeRefusedIsZero) {
+  EXPECT_EQ(rmsnorm_backward_workspace(-5, -3, nullptr), 0u);
+  EXPECT_EQ(rmsnorm_backward_workspace(1, INT64_MAX, nullptr), 0u);
+  EXPECT_GT(rmsnorm_backward_workspace(1, 1, nullptr), 0u);
 }
 
 TEST(CApi, NoRowsAreNoError) {

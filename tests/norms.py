@@ -79,6 +79,7 @@ NORMS = {
     "another name": (lambda: Rescale(N), "once", 0, 1e-5),
     "torch": (lambda: nn.RMSNorm(N, eps=1e-3), "once", 0, 1e-3),
     "torch, no eps": (lambda: nn.RMSNorm(N), "once", 0, torch.finfo(torch.float32).eps),
+    "torch, integer eps": (lambda: nn.RMSNorm(N, eps=0), "once", 0, 0.0),
     "torch, eps 0": (lambda: nn.RMSNorm(N, eps=0.0), "once", 0, 0.0),
     "torch, no weight": (lambda: nn.RMSNorm(N, 1e-6, elementwise_affine=False), "once", 0, 1e-6),
     "torch, two axes": (lambda: nn.RMSNorm((3, N // 3), eps=1e-6), "once", 0, 1e-6),

@@ -76,6 +76,42 @@ def test_second_derivatives_are_those_of_float64_autograd(gamma_shape):
         assert norm_wise(a, b) <= 2**-18
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_derivatives_of_a_loss_stay_right_where_dy_depends_on_x(create_graph):
+    x, gamma = torch.randn(4, 6, requires_grad=True), torch.randn(6, requires_grad=True)
+
+    def penalty(normalize, x, gamma):
+        loss = normalize(x, gamma).pow(3).sum()
+        gradients = torch.autograd.grad(loss, (x, gamma), create_graph=True)
+        norm = sum(gradient.square().sum() for gradient in gradients)
+        second = torch.autograd.grad(norm, (x, gamma), create_graph=create_graph)
+        if not create_graph:
+            return second
+        third = sum(gradient.pow(2).sum() for gradient in second)
+        return (*second, *torch.autograd.grad(third, (x, gamma)))
+
+    ours = penalty(rmsnorm.rms_norm, x, gamma)
+    wide = [t.detach().double().requires_grad_() for t in (x, gamma)]
+    exact = penalty(lambda x, gamma: formula(x, gamma, 1e-6), *wide)
+    for a, b in zip(ours, exact, strict=True):
+        assert norm_wise(a, b) <= 2**-16
+
+
+def test_a_hessian_is_that_of_float64():
+    x, gamma = torch.randn(2, 3), torch.randn(3)
+    ours = torch.autograd.functional.hessian(lambda x: rmsnorm.rms_norm(x, gamma).pow(3).sum(), x)
+    exact = torch.autograd.functional.hessian(
+        lambda x: formula(x, gamma.double(), 1e-6).pow(3).sum(), x.double()
+    )
+    assert norm_wise(ours, exact) <= 2**-16
+
+
+def test_forward_mode_is_refused_and_not_dropped():
+    x, gamma = torch.ones(4, 8), torch.ones(8)
+    with pytest.raises(NotImplementedError, match="x: rmsnorm has no forward-mode derivative"):
+        torch.func.jvp(lambda x: rmsnorm.rms_norm(x, gamma), (x,), (x,))
+
+
 def test_a_first_derivative_has_the_same_bits_with_and_without_a_graph_of_its_own():
     x = torch.randn(4, 600, requires_grad=True)
     gamma = torch.randn(600, requires_grad=True)
@@ -112,6 +148,15 @@ def test_writing_into_out_counts_as_a_change_of_it():
     out = torch.empty(4, 8)
     product = torch.ones(4, 8, requires_grad=True) * out
     rmsnorm.rms_norm(x, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_writing_into_out_counts_as_a_change_in_inference_mode_too():
+    out = torch.empty(4, 8)
+    product = torch.ones(4, 8, requires_grad=True) * out
+    with torch.inference_mode():
+        rmsnorm.rms_norm(torch.randn(4, 8), out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 

@@ -51,15 +51,21 @@ KEYWORDS = {
     "unknown rounding": (dict(rounding="twice"), "rounding: twice; expected once or before_gamma"),
     "narrowing out_dtype": (
         dict(out_dtype=torch.float16),
-        "y: dtype float16; expected x's or float32, and x is float32",
+        "out_dtype: half; expected x's dtype or float32",
     ),
-    "float64 out_dtype": (dict(out_dtype=torch.float64), "out_dtype: dtype double; expected"),
+    "float64 out_dtype": (
+        dict(out_dtype=torch.float64),
+        "out_dtype: double; expected",
+    ),
     "out of another shape": (dict(out=torch.ones(64, 8)), "out: shape [64, 8]; expected x's"),
-    "out of another dtype": (dict(out=torch.ones(8, 64).half()), "y: dtype float16; expected x's"),
+    "out of another dtype": (
+        dict(out=torch.ones(8, 64).half()),
+        "out: dtype float16; expected x's",
+    ),
     "float64 out": (dict(out=torch.ones(8, 64).double()), "out: dtype double; expected"),
     "out with rows that overlap": (
         dict(out=torch.ones(64).expand(8, 64)),
-        "y: row_stride 0; expected >= 64, so that its rows don't overlap",
+        "out: row_stride 0; expected >= 64, so that its rows don't overlap",
     ),
     "out against out_dtype": (
         dict(out=torch.ones(8, 64), out_dtype=torch.float16),
@@ -113,8 +119,44 @@ def test_backward_refuses(case):
 
 def test_out_that_overlaps_x_is_refused_and_nothing_is_written():
     x, out = overlapping()
-    expect_refusal("y: overlaps x; expected x itself or memory apart", rmsnorm.rms_norm, x, out=out)
+    expect_refusal(
+        "out: overlaps x; expected x itself or memory apart", rmsnorm.rms_norm, x, out=out
+    )
     assert torch.equal(x, torch.ones(8, 64))
+
+
+def test_out_of_other_strides_that_overlaps_is_refused_and_nothing_is_written():
+    square = torch.ones(8, 8)
+    expect_refusal("out: overlaps x", rmsnorm.rms_norm, square, out=square.t())
+    memory = torch.ones(12)
+    x, out = memory[:8].view(2, 4), memory[4:].view(4, 2).t()
+    expect_refusal("out: overlaps x", rmsnorm.rms_norm, x, out=out)
+    gamma_memory = torch.ones(16)
+    out = gamma_memory.view(4, 4).t()
+    expect_refusal("out: overlaps gamma", rmsnorm.rms_norm, X[:4, :4], gamma_memory[:4], out=out)
+    for untouched in (square, memory, gamma_memory):
+        assert torch.equal(untouched, torch.ones_like(untouched))
+
+
+def test_inference_mode_refuses_a_gamma_on_another_device():
+    with torch.inference_mode():
+        expect_refusal("gamma: device meta", rmsnorm.rms_norm, X, GAMMA.to("meta"))
+
+
+@pytest.mark.parametrize("case", [*FORWARD], ids=FORWARD)
+def test_meta_tensors_are_refused_like_real_ones(case):
+    args, message = FORWARD[case]
+    if "epsilon" in case or "columns" in case:
+        pytest.skip("numbers and emptiness are the kernels' to check")
+    meta = [arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args]
+    if case == "gamma on another device":
+        meta[1] = GAMMA
+    expect_refusal(message.split(":")[0] + ": ", rmsnorm.rms_norm, *meta)
+
+
+def test_module_with_an_offset_but_no_weight_is_refused():
+    with pytest.raises(ValueError, match="gamma_offset: 1"):
+        rmsnorm.RMSNorm(8, elementwise_affine=False, gamma_offset=1.0)
 
 
 def test_module_refuses_an_input_of_another_shape():

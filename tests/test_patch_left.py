@@ -59,7 +59,7 @@ class TestLeft:
             (nn.LazyBatchNorm1d(), "holds weight, bias"),
             (nn.InstanceNorm1d(N), "raises"),
             (nn.LocalResponseNorm(2), "raises"),
-            (nn.RMSNorm((3, 5), elementwise_affine=False), "raises"),
+            (nn.RMSNorm((3, 5), elementwise_affine=False), "several axes"),
             (nn.RMSNorm(1), "says nothing about the width of x"),
             (nn.RMSNorm((N, 1, 1)), "says nothing about the width of x"),
             (nn.RMSNorm(N).double(), "its weight is float64"),

@@ -4,6 +4,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <numeric>
+
 #include "ops.h"
 
 namespace rmsnorm::torch_binding {
@@ -19,6 +21,12 @@ void CheckDevice(const char* name, const MaybeTensor& tensor, const Tensor& x) {
 }
 
 bool NeedsGrad(const MaybeTensor& tensor) { return tensor && tensor->requires_grad(); }
+
+// A tangent of forward-mode differentiation would be lost without a word.
+void CheckNoTangent(const char* name, const MaybeTensor& tensor) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor || !tensor->_fw_grad(/*level=*/0).defined(), name,
+                              ": rmsnorm has no forward-mode derivative; use reverse mode");
+}
 
 Tensor OrUndefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor()); }
 
@@ -90,7 +98,11 @@ struct RmsNormBackwardFunction : Function<RmsNormBackwardFunction> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const bool create_graph = at::GradMode::is_enabled();
     const at::AutoGradMode record(true);
-    const variable_list saved = context->get_saved_variables();
+    variable_list saved = context->get_saved_variables();
+    // Views end the search for gradients here: dy may itself be a function of x and gamma.
+    for (int i = 0; i < 3; ++i) {
+      if (saved[i].defined()) saved[i] = saved[i].view_as(saved[i]);
+    }
     const auto [dx, dgamma] = Composite(saved[0], saved[1], OrAbsent(saved[2]), saved[3],
                                         context->saved_data["gamma_offset"].toDouble());
     const auto wanted = context->saved_data["wanted"].toBoolList();
@@ -123,6 +135,8 @@ std::tuple<Tensor, Tensor> RmsNormAutograd(const Tensor& x, const MaybeTensor& g
                                            std::string_view rounding,
                                            std::optional<at::ScalarType> out_dtype) {
   CheckDevice("gamma", gamma, x);
+  CheckNoTangent("x", x);
+  CheckNoTangent("gamma", gamma);
   if (at::GradMode::is_enabled() && (x.requires_grad() || NeedsGrad(gamma))) {
     const variable_list outputs =
         RmsNormFunction::apply(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
@@ -136,10 +150,20 @@ void RmsNormOutAutograd(const Tensor& x, const MaybeTensor& gamma, double epsilo
                         double gamma_offset, std::string_view rounding, Tensor& out) {
   CheckDevice("gamma", gamma, x);
   CheckDevice("out", out, x);
+  CheckNoTangent("x", x);
+  CheckNoTangent("gamma", gamma);
+  CheckNoTangent("out", out);
   TORCH_CHECK(!at::GradMode::is_enabled() ||
                   !(x.requires_grad() || NeedsGrad(gamma) || out.requires_grad()),
               "out: rms_norm with out= has no gradient, and an argument requires one; call it "
               "without out=, or under torch.no_grad()");
+  const at::AutoDispatchBelowAutograd below;
+  RmsNormOut(x, gamma, epsilon, gamma_offset, rounding, out);
+}
+
+// Runs in inference mode too, where the kernel above doesn't.
+void RmsNormOutInplace(const Tensor& x, const MaybeTensor& gamma, double epsilon,
+                       double gamma_offset, std::string_view rounding, Tensor& out) {
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     RmsNormOut(x, gamma, epsilon, gamma_offset, rounding, out);
@@ -154,6 +178,9 @@ std::tuple<Tensor, Tensor> RmsNormBackwardAutograd(const Tensor& dy, const Tenso
   CheckDevice("dy", dy, x);
   CheckDevice("gamma", gamma, x);
   CheckDevice("rstd", rstd, x);
+  CheckNoTangent("dy", dy);
+  CheckNoTangent("x", x);
+  CheckNoTangent("gamma", gamma);
   if (at::GradMode::is_enabled() && (dy.requires_grad() || x.requires_grad() || NeedsGrad(gamma))) {
     const variable_list outputs =
         RmsNormBackwardFunction::apply(dy, x, gamma, rstd, gamma_offset, wanted);
@@ -170,5 +197,7 @@ TORCH_LIBRARY_IMPL(rmsnorm, Autograd, m) {
   m.impl("rms_norm_out", RmsNormOutAutograd);
   m.impl("rms_norm_backward", RmsNormBackwardAutograd);
 }
+
+TORCH_LIBRARY_IMPL(rmsnorm, ADInplaceOrView, m) { m.impl("rms_norm_out", RmsNormOutInplace); }
 
 }  // namespace rmsnorm::torch_binding

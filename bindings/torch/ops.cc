@@ -81,6 +81,8 @@ std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma,
   const Column column = ColumnOf(gamma);
   const at::ScalarType y_type = out_dtype.value_or(x.scalar_type());
   rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
+  TORCH_CHECK_VALUE(y_type == x.scalar_type() || y_type == at::kFloat, "out_dtype: ", y_type,
+                    "; expected ", kOutDtype.accepted);
   args.y = {nullptr, shape.n, DtypeOf("out_dtype", y_type)};
   Tensor y = Fresh(x.sizes(), x.options().dtype(y_type));
   Tensor rstd = at::empty(RstdSizes(x, shape.axes), x.options().dtype(at::kFloat));
@@ -98,12 +100,17 @@ void RmsNormOutCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon, do
   const Shape shape = ShapeOf(x, gamma);
   const Rows rows = RowsOf("x", x, shape);
   const Column column = ColumnOf(gamma);
+  out.mutable_data_ptr();  // a lazy copy becomes a real one
   const Rows y = RowsOf("out", out, shape);
   rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
   args.y = y.matrix;
+  const bool packed = !y.held.is_same(out);  // the C interface sees a copy, and can't see overlap
+  TORCH_CHECK_VALUE(!packed || SameElements(out, x) || !MayOverlap(out, x),
+                    "out: overlaps x; expected x itself or memory apart from it");
+  TORCH_CHECK_VALUE(!packed || !gamma || !MayOverlap(out, *gamma), "out: overlaps gamma");
   const rmsnorm_runner runner = Runner();
-  RaiseUnlessOk(rmsnorm_forward(&args, &runner));
-  if (!y.held.is_same(out)) out.copy_(y.held);
+  RaiseUnlessOk(rmsnorm_forward(&args, &runner), /*y_is=*/"out");
+  if (packed) out.copy_(y.held);
 }
 
 std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
@@ -138,8 +145,7 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
     dgamma = at::empty(x.sizes().slice(x.dim() - shape.axes), x.options().dtype(at::kFloat));
     args.dgamma = dgamma.data_ptr<float>();
     args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, &runner);
-    workspace =
-        Fresh({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
+    workspace = Fresh({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
     args.workspace = workspace.data_ptr();
   }
   RaiseUnlessOk(rmsnorm_backward(&args, &runner));
@@ -147,10 +153,8 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
 }
 
 template <class Signature>
-const c10::TypedOperatorHandle<Signature>& Operator(const char* name) {
-  static const auto handle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-  return handle;
+c10::TypedOperatorHandle<Signature> Find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
 }  // namespace
@@ -158,21 +162,21 @@ const c10::TypedOperatorHandle<Signature>& Operator(const char* name) {
 std::tuple<Tensor, Tensor> RmsNorm(const Tensor& x, const MaybeTensor& gamma, double epsilon,
                                    double gamma_offset, std::string_view rounding,
                                    std::optional<at::ScalarType> out_dtype) {
-  return Operator<decltype(RmsNorm)>("rmsnorm::rms_norm")
-      .call(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
+  static const auto op = Find<decltype(RmsNorm)>("rmsnorm::rms_norm");
+  return op.call(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
 }
 
 void RmsNormOut(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
                 std::string_view rounding, Tensor& out) {
-  Operator<decltype(RmsNormOut)>("rmsnorm::rms_norm_out")
-      .call(x, gamma, epsilon, gamma_offset, rounding, out);
+  static const auto op = Find<decltype(RmsNormOut)>("rmsnorm::rms_norm_out");
+  op.call(x, gamma, epsilon, gamma_offset, rounding, out);
 }
 
 std::tuple<Tensor, Tensor> RmsNormBackward(const Tensor& dy, const Tensor& x,
                                            const MaybeTensor& gamma, const Tensor& rstd,
                                            double gamma_offset, std::array<bool, 2> wanted) {
-  return Operator<decltype(RmsNormBackward)>("rmsnorm::rms_norm_backward")
-      .call(dy, x, gamma, rstd, gamma_offset, wanted);
+  static const auto op = Find<decltype(RmsNormBackward)>("rmsnorm::rms_norm_backward");
+  return op.call(dy, x, gamma, rstd, gamma_offset, wanted);
 }
 
 TORCH_LIBRARY(rmsnorm, m) {

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <sys/mman.h>
 
+#include <string>
+
 #include "core/ops.h"
 
 namespace rmsnorm::torch_binding {
@@ -34,8 +36,11 @@ void RunInParallel(void*, int64_t count, rmsnorm_task task, void* data) {
 
 }  // namespace
 
-void RaiseUnlessOk(rmsnorm_status status) {
-  TORCH_CHECK_VALUE(status == RMSNORM_OK, rmsnorm_last_error());
+void RaiseUnlessOk(rmsnorm_status status, const char* y_is) {
+  if (status == RMSNORM_OK) return;
+  std::string message = rmsnorm_last_error();
+  if (message.starts_with("y:")) message.replace(0, 1, y_is);
+  TORCH_CHECK_VALUE(false, message);
 }
 
 rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type) {
@@ -53,8 +58,9 @@ rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type) {
 
 Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma) {
   Shape shape = {0, 0, gamma ? gamma->dim() : 1};
-  RaiseUnlessOk(rmsnorm_rows_of(x.sizes().data(), x.dim(), gamma ? gamma->sizes().data() : nullptr,
-                                shape.axes, &shape.rows, &shape.n));
+  RaiseUnlessOk(rmsnorm_split_shape(x.sizes().data(), x.dim(),
+                                    gamma ? gamma->sizes().data() : nullptr, shape.axes,
+                                    &shape.rows, &shape.n));
   return shape;
 }
 
@@ -67,17 +73,37 @@ at::DimVector RstdSizes(const at::Tensor& x, int64_t axes) {
 Rows RowsOf(const char* name, const at::Tensor& tensor, const Shape& shape) {
   const rmsnorm_dtype dtype = DtypeOf(name, tensor.scalar_type());
   if (const std::optional<int64_t> stride = RowStride(tensor, shape)) {
-    return {tensor, {tensor.data_ptr(), *stride, dtype}};
+    return {tensor, {const_cast<void*>(tensor.const_data_ptr()), *stride, dtype}};
   }
   const at::Tensor packed = tensor.contiguous();
-  return {packed, {packed.data_ptr(), shape.n, dtype}};
+  return {packed, {const_cast<void*>(packed.const_data_ptr()), shape.n, dtype}};
+}
+
+bool SameElements(const at::Tensor& a, const at::Tensor& b) {
+  return a.const_data_ptr() == b.const_data_ptr() && a.dtype() == b.dtype() &&
+         a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+bool MayOverlap(const at::Tensor& a, const at::Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto first = [](const at::Tensor& tensor) {
+    return static_cast<const char*>(tensor.const_data_ptr());
+  };
+  const auto end = [&](const at::Tensor& tensor) {
+    int64_t last = 0;
+    for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+      last += (tensor.size(axis) - 1) * tensor.stride(axis);
+    }
+    return first(tensor) + (last + 1) * tensor.itemsize();
+  };
+  return first(a) < end(b) && first(b) < end(a);
 }
 
 Column ColumnOf(const std::optional<at::Tensor>& gamma) {
   if (!gamma) return {{}, {nullptr, 0}};
   const rmsnorm_dtype dtype = DtypeOf("gamma", gamma->scalar_type());
   const at::Tensor packed = gamma->contiguous();
-  return {packed, {packed.data_ptr(), dtype}};
+  return {packed, {packed.const_data_ptr(), dtype}};
 }
 
 at::Tensor Fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {

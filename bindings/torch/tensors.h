@@ -11,8 +11,9 @@
 
 namespace rmsnorm::torch_binding {
 
-// Raises ValueError with the C interface's message, unless status is RMSNORM_OK.
-void RaiseUnlessOk(rmsnorm_status status);
+// Raises ValueError with the C interface's message, unless status is RMSNORM_OK. y_is: what the
+// caller knows as y.
+void RaiseUnlessOk(rmsnorm_status status, const char* y_is = "y");
 
 rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type);
 
@@ -35,6 +36,12 @@ struct Rows {
   rmsnorm_matrix matrix;
 };
 Rows RowsOf(const char* name, const at::Tensor& tensor, const Shape& shape);
+
+// Whether two tensors are one view of one memory.
+bool SameElements(const at::Tensor& a, const at::Tensor& b);
+
+// Whether the spans of memory that two tensors reach over have a byte in common.
+bool MayOverlap(const at::Tensor& a, const at::Tensor& b);
 
 // Gamma's elements; `held` is contiguous.
 struct Column {

@@ -1,5 +1,6 @@
 // The C interface of rmsnorm: the fused RMSNorm operator and its gradient, on rows in memory.
-// C99. No call allocates, throws or keeps a pointer; every call may run on any thread at any time.
+// C99. No exception leaves a call, and none keeps a pointer. The two operators allocate nothing and
+// may run on any thread at any time.
 #ifndef RMSNORM_RMSNORM_H_
 #define RMSNORM_RMSNORM_H_
 
@@ -99,17 +100,17 @@ RMSNORM_API rmsnorm_status rmsnorm_forward(const rmsnorm_forward_args* args,
 RMSNORM_API rmsnorm_status rmsnorm_backward(const rmsnorm_backward_args* args,
                                             const rmsnorm_runner* runner);
 
-// Bytes of workspace with which rmsnorm_backward keeps all threads of the runner busy; 0 without
-// dgamma. Only rows, n, dgamma != NULL and the runner's threads count. Less memory, down to what
-// one thread needs, is accepted and gives the same bits.
+// Bytes of workspace with which rmsnorm_backward keeps all threads of the runner busy on dgamma; 0
+// for arguments that it would refuse. Less memory, down to what one thread needs, is accepted and
+// gives the same bits.
 RMSNORM_API size_t rmsnorm_backward_workspace(int64_t rows, int64_t n,
                                               const rmsnorm_runner* runner);
 
 // Splits x's shape into rows and n: gamma's shape must equal x's last gamma_dims sizes exactly.
 // gamma_shape == NULL: n is x's last gamma_dims sizes. Errors: a message that shows both shapes.
-RMSNORM_API rmsnorm_status rmsnorm_rows_of(const int64_t* x_shape, int64_t x_dims,
-                                           const int64_t* gamma_shape, int64_t gamma_dims,
-                                           int64_t* rows, int64_t* n);
+RMSNORM_API rmsnorm_status rmsnorm_split_shape(const int64_t* x_shape, int64_t x_dims,
+                                               const int64_t* gamma_shape, int64_t gamma_dims,
+                                               int64_t* rows, int64_t* n);
 
 // Why this thread's last call failed; "" after a call that did not. Valid until its next call.
 RMSNORM_API const char* rmsnorm_last_error(void);

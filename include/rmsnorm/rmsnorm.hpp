@@ -1,5 +1,6 @@
 // The C++20 interface of rmsnorm: spans in, exceptions out, over the C interface of rmsnorm.h.
-// Float16 and bfloat16 elements are given by any 2-byte type and their dtype.
+// Float16 and bfloat16 elements are given by any 2-byte type and their dtype. Rows are packed, and
+// y and dy have x's type; the C interface has the rest (row strides, float32 y, two 16-bit types).
 #ifndef RMSNORM_RMSNORM_HPP_
 #define RMSNORM_RMSNORM_HPP_
 
@@ -54,7 +55,7 @@ rmsnorm_matrix Packed(std::span<T> elements, std::int64_t n, rmsnorm_dtype dtype
 }
 
 template <class T>
-std::int64_t RowsOf(std::span<const T> x, std::int64_t n) {
+std::int64_t CountRows(std::span<const T> x, std::int64_t n) {
   if (n < 1 || x.size() % static_cast<std::size_t>(n) != 0) {
     throw Error("x: " + std::to_string(x.size()) +
                 " elements are not rows of n = " + std::to_string(n));
@@ -74,7 +75,7 @@ template <class T, class G = T>
 void Forward(std::span<const T> x, std::int64_t n, std::span<const std::type_identity_t<G>> gamma,
              std::span<T> y, std::span<float> rstd = {}, const ForwardOptions& options = {},
              rmsnorm_dtype dtype = RMSNORM_BFLOAT16) {
-  const std::int64_t rows = internal::RowsOf(x, n);
+  const std::int64_t rows = internal::CountRows(x, n);
   internal::Expect("y", y.size(), x.size());
   if (!gamma.empty()) internal::Expect("gamma", gamma.size(), static_cast<std::size_t>(n));
   if (!rstd.empty()) internal::Expect("rstd", rstd.size(), static_cast<std::size_t>(rows));
@@ -99,7 +100,7 @@ void Backward(std::span<const T> dy, std::span<const T> x, std::int64_t n,
               std::span<const std::type_identity_t<G>> gamma, std::span<const float> rstd,
               std::span<T> dx, std::span<float> dgamma, double gamma_offset = 0,
               rmsnorm_dtype dtype = RMSNORM_BFLOAT16) {
-  const std::int64_t rows = internal::RowsOf(x, n);
+  const std::int64_t rows = internal::CountRows(x, n);
   internal::Expect("dy", dy.size(), x.size());
   internal::Expect("rstd", rstd.size(), static_cast<std::size_t>(rows));
   if (!gamma.empty()) internal::Expect("gamma", gamma.size(), static_cast<std::size_t>(n));

@@ -60,7 +60,3 @@ def ops() -> None:
         table.add_row("gradient", op["gradient"])
         table.add_row("source", op["source"])
         console.print(table, markup=False)
-
-
-if __name__ == "__main__":
-    app()

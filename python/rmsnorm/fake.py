@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-RmsNormResult = tuple[Tensor, Tensor]
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.library.register_fake("rmsnorm::rms_norm")
@@ -14,8 +14,10 @@ def _rms_norm(
     gamma_offset: float = 0.0,
     rounding: str = "once",
     out_dtype: torch.dtype | None = None,
-) -> RmsNormResult:
-    axes = _check_tail(x, gamma)
+) -> tuple[Tensor, Tensor]:
+    axes = _check(x, gamma)
+    _check_rounding(rounding)
+    _expect(out_dtype in (None, x.dtype, torch.float32), f"out_dtype: {out_dtype}; expected x's")
     y = x.new_empty(x.shape, dtype=out_dtype or x.dtype)
     rstd = x.new_empty([*x.shape[: x.dim() - axes], *[1] * axes], dtype=torch.float32)
     return y, rstd
@@ -31,7 +33,9 @@ def _rms_norm_out(
     *,
     out: Tensor,
 ) -> None:
-    _check_tail(x, gamma)
+    _check(x, gamma, out=out)
+    _check_rounding(rounding)
+    _expect(out.dtype in (x.dtype, torch.float32), f"out: dtype {out.dtype}; expected x's")
 
 
 @torch.library.register_fake("rmsnorm::rms_norm_backward")
@@ -42,18 +46,40 @@ def _rms_norm_backward(
     rstd: Tensor,
     gamma_offset: float = 0.0,
     wanted: tuple[bool, bool] = (True, True),
-) -> RmsNormResult:
-    axes = _check_tail(x, gamma)
+) -> tuple[Tensor, Tensor]:
+    axes = _check(x, gamma, dy=dy)
+    _expect(rstd.dtype == torch.float32, f"rstd: dtype {rstd.dtype}; expected float32")
     dx = x.new_empty(x.shape if wanted[0] else [0])
     dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=torch.float32)
     return dx, dgamma
 
 
-def _check_tail(x: Tensor, gamma: Tensor | None) -> int:
-    """How many of x's last axes are normalized over."""
+def _check(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
+    """Refuses what the kernels would refuse of tensors; returns how many axes a row spans."""
+    _expect(x.dtype in _DTYPES, f"x: dtype {x.dtype}; expected float32, float16 or bfloat16")
+    _expect(x.dim() > 0, "x: 0 dimensions; expected 1 or more")
+    for name, tensor in like_x.items():
+        _expect(
+            tensor.shape == x.shape, f"{name}: shape {list(tensor.shape)}; expected {list(x.shape)}"
+        )
+        _expect(tensor.device == x.device, f"{name}: device {tensor.device}; expected {x.device}")
     if gamma is None:
         return 1
+    _expect(gamma.dtype in _DTYPES, f"gamma: dtype {gamma.dtype}; expected one of {_DTYPES}")
+    _expect(gamma.device == x.device, f"gamma: device {gamma.device}; expected x's, {x.device}")
     tail = list(x.shape[max(x.dim() - gamma.dim(), 0) :])
-    if gamma.dim() == 0 or list(gamma.shape) != tail:
-        raise ValueError(f"gamma: shape {list(gamma.shape)} is not the tail of x's {list(x.shape)}")
+    _expect(
+        gamma.dim() > 0 and list(gamma.shape) == tail,
+        f"gamma: shape {list(gamma.shape)} is not the tail of x's {list(x.shape)}",
+    )
     return gamma.dim()
+
+
+def _check_rounding(rounding: str) -> None:
+    accepted = rounding in ("once", "before_gamma")
+    _expect(accepted, f"rounding: {rounding}; expected once or before_gamma")
+
+
+def _expect(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

@@ -94,8 +94,8 @@ def find_forms(
     """The form of RMSNorm that a module computes, for each pair of dtypes in which it computes one.
 
     Args:
-        module: a leaf; it is not changed, its weights are not read and its hooks don't run, so it
-            may be on any device, meta included.
+        module: a leaf; it runs as a shallow copy, its weights are not read and its hooks don't run,
+            so it may be on any device, meta included.
         gamma_name: its only parameter, of any shape; None if it has none.
         dtype: of gamma, or of the model where there is no gamma; x in this dtype has to match.
 
@@ -149,6 +149,8 @@ class _Probe:
         self.module.__dict__.update(vars(module), _parameters=dict(module._parameters))
         if gamma_name is None:
             declared = getattr(module, "normalized_shape", None)
+            if isinstance(declared, tuple) and len(declared) > 1:
+                raise NotRmsNorm("normalizes over several axes, without a weight to span them")
             shape = declared[-1:] if isinstance(declared, tuple) else (_WIDTH_WITHOUT_GAMMA,)
         else:
             shape = tuple(getattr(module, gamma_name).shape)
@@ -273,9 +275,8 @@ def _neutral_state() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # rows are few: on a busy machine, threads would wait for each other
+        # Rows are few: on a busy machine, threads would wait for each other.
+        torch.set_num_threads(1)
         try:
             yield
         finally:
@@ -288,7 +289,9 @@ def _epsilons(module: torch.nn.Module) -> list[str | float]:
     torch.nn.RMSNorm without eps takes the machine epsilon, of float32 or in older versions of x.
     """
     attributes = [
-        name for name, value in vars(module).items() if isinstance(value, float) and 0 <= value < 1
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
     ]
     return [*attributes, 1e-6, 1e-5, *(torch.finfo(dtype).eps for dtype in DTYPES)]
 

@@ -44,9 +44,11 @@ def rms_norm(
     Raises:
         ValueError: a shape, dtype, device or number breaks the rules above; the text names it and
             its value.
+        RuntimeError, NotImplementedError: a gradient is asked for through out, or in forward mode.
 
     Bits: the same on every CPU, thread count and batch split (docs/numerics.md).
-    Cost: reads x once from memory, writes y and rstd once; allocates only y and rstd.
+    Cost: reads x once from memory, writes y and rstd once; allocates y and rstd, and a copy of x
+        only where its rows are not packed or not evenly spaced.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4; epsilon as in LLaMA.
 
     >>> rms_norm(torch.tensor([3.0, 4.0]), torch.ones(2), epsilon=0.0)
@@ -61,7 +63,7 @@ def rms_norm(
 
 
 def npu_rms_norm(self: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """The call of torch_npu, on any device: rms_norm with one rounding.
+    """The call of torch_npu, without an NPU: rms_norm with one rounding.
 
     Args:
         self: [..., *gamma.shape], 1 or more axes; float32, float16 or bfloat16; any strides.

@@ -1,5 +1,8 @@
 """The operator as a torch.nn.Module."""
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,8 +37,11 @@ class RMSNorm(torch.nn.Module):
         rounding: str = "once",
     ) -> None:
         super().__init__()
-        sizes = [normalized_shape] if isinstance(normalized_shape, int) else normalized_shape
-        self.normalized_shape = tuple(sizes)
+        if gamma_offset and not elementwise_affine:
+            raise ValueError(f"gamma_offset: {gamma_offset} without a weight; expected 0")
+        one_axis = isinstance(normalized_shape, numbers.Integral)
+        sizes: Any = [normalized_shape] if one_axis else normalized_shape
+        self.normalized_shape = tuple(int(size) for size in sizes)
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         self.gamma_offset = gamma_offset
@@ -53,20 +59,24 @@ class RMSNorm(torch.nn.Module):
             torch.nn.init.constant_(self.weight, 1.0 - self.gamma_offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight is not None:
-            return rms_norm(
-                x,
-                self.weight,
-                self.eps,
-                gamma_offset=self.gamma_offset,
-                rounding=self.rounding,
-            )
+        rows = x if self.weight is not None else self._one_axis(x)
+        y = rms_norm(
+            rows,
+            self.weight,
+            self.eps,
+            gamma_offset=self.gamma_offset,
+            rounding=self.rounding,
+        )
+        return y.view(x.shape)
+
+    def _one_axis(self, x: Tensor) -> Tensor:
+        """x with the normalized axes as one, which is what rms_norm without gamma goes over."""
         axes = len(self.normalized_shape)
         if tuple(x.shape[-axes:]) != self.normalized_shape:
             raise ValueError(
                 f"x: shape {list(x.shape)} does not end in {list(self.normalized_shape)}"
             )
-        return rms_norm(x.flatten(-axes), None, self.eps).view(x.shape)
+        return x.flatten(-axes)
 
     def extra_repr(self) -> str:
         text = f"{self.normalized_shape}, eps={self.eps}"

@@ -1,3 +1,4 @@
+// The order of the sum: trees, cuts and blocks against their definition.
 #include "core/canonical.h"
 
 #include <gtest/gtest.h>

@@ -19,7 +19,7 @@ struct ColumnBlocks {
 };
 
 // The most blocks, at most max_blocks, whose slots fit into max_bytes; one block at the least.
-// n < 2^57, so that bytes of one block fit into int64_t.
+// rows and n are at most 2^48, so that the bytes of one block fit into int64_t.
 constexpr ColumnBlocks CutColumns(int64_t rows, int64_t n, int64_t max_blocks, int64_t max_bytes) {
   const int64_t leaves = CeilDiv(rows, kLeafRows);
   for (int64_t block_leaves = 1;; block_leaves *= 2) {

@@ -1,3 +1,4 @@
+// Conversions against an oracle in double.
 #include "core/dtype.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// The operator table as JSON.
 #include "core/ops.h"
 
 #include <string>

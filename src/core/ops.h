@@ -1,9 +1,10 @@
-// Every operator, stated once: the argument checks, the PyTorch schemas, `rmsnorm ops` and the
-// table in the docs are read from here.
+// Every operator, stated once: the argument checks, the PyTorch schemas and `rmsnorm ops` are read
+// from here.
 #ifndef RMSNORM_CORE_OPS_H_
 #define RMSNORM_CORE_OPS_H_
 
 #include <array>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,7 +32,7 @@ struct AttributeSpec {
   AttributeType type;
   std::string_view default_value;
   std::string_view accepted;
-  double minimum = -1e308;  // of a kFloat
+  double minimum = std::numeric_limits<double>::lowest();  // of a kFloat
 };
 
 struct OpSpec {

@@ -1,3 +1,4 @@
+// The definition of the right bits, one element at a time.
 #include "core/reference.h"
 
 #include <cstdint>

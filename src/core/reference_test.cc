@@ -1,3 +1,4 @@
+// The reference against the formulas, in long double.
 #include "core/reference.h"
 
 #include <gtest/gtest.h>

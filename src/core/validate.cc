@@ -1,3 +1,4 @@
+// Argument checks, each with its text.
 #include "core/validate.h"
 
 #include <algorithm>
@@ -5,7 +6,6 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
-#include <initializer_list>
 #include <span>
 
 #include "core/columns.h"
@@ -16,7 +16,7 @@ namespace rmsnorm {
 namespace {
 
 // Limits that keep every product and sum below within int64_t.
-constexpr int64_t kMaxCount = int64_t{1} << 56;
+constexpr int64_t kMaxCount = int64_t{1} << 48;
 constexpr int64_t kMaxBytes = int64_t{1} << 61;
 
 __attribute__((format(printf, 2, 3))) bool Reject(Message& message, const char* format, ...) {
@@ -49,7 +49,7 @@ bool CheckArgs(const void* args, size_t size, size_t expected, Message& message)
 
 bool CheckCount(const char* name, int64_t value, int64_t minimum, Message& message) {
   if (value >= minimum && value <= kMaxCount) return true;
-  return Reject(message, "%s: %lld; expected %lld to 2^56", name, static_cast<long long>(value),
+  return Reject(message, "%s: %lld; expected %lld to 2^48", name, static_cast<long long>(value),
                 static_cast<long long>(minimum));
 }
 
@@ -138,16 +138,35 @@ Region VectorRegion(const char* name, const void* data, int64_t bytes) {
   return {name, reinterpret_cast<uintptr_t>(data), 1, bytes, bytes};
 }
 
+// Whether a row of `rows` has a byte in [data, data + bytes).
+bool Meets(const Region& rows, uintptr_t data, int64_t bytes) {
+  const int64_t offset = static_cast<int64_t>(data - rows.data);
+  if (offset + bytes <= 0 || offset >= rows.extent()) return false;
+  if (rows.stride == 0) return true;
+  // The first row that ends behind the first byte.
+  const int64_t row = std::max<int64_t>(0, (offset - rows.row_bytes) / rows.stride);
+  const int64_t begin = row * rows.stride;
+  const int64_t next = begin + rows.row_bytes > offset ? begin : begin + rows.stride;
+  return next < offset + bytes && next < rows.extent();
+}
+
 bool Overlap(const Region& a, const Region& b) {
   if (a.empty() || b.empty()) return false;
   const Region& low = a.data <= b.data ? a : b;
   const Region& high = a.data <= b.data ? b : a;
   const uint64_t distance = high.data - low.data;
   if (distance >= static_cast<uint64_t>(low.extent())) return false;
-  // Rows that lie side by side in one wider matrix, as query and key do, are apart.
-  if (low.stride != high.stride || low.stride == 0) return true;
-  const int64_t shift = static_cast<int64_t>(distance % static_cast<uint64_t>(low.stride));
-  return shift < low.row_bytes || low.stride - shift < high.row_bytes;
+  if (low.stride == high.stride && low.stride > 0 && std::min(low.rows, high.rows) > 1) {
+    // Rows may lie side by side in one wider matrix, as query and key do.
+    const int64_t shift = static_cast<int64_t>(distance % static_cast<uint64_t>(low.stride));
+    return shift < low.row_bytes || low.stride - shift < high.row_bytes;
+  }
+  const Region& fewer = a.rows <= b.rows ? a : b;
+  const Region& more = a.rows <= b.rows ? b : a;
+  for (int64_t row = 0; row < (fewer.stride > 0 ? fewer.rows : 1); ++row) {
+    if (Meets(more, fewer.data + row * fewer.stride, fewer.row_bytes)) return true;
+  }
+  return false;
 }
 
 bool SameRows(const Region& a, const Region& b) {
@@ -192,58 +211,6 @@ bool CheckWorkspace(const rmsnorm_backward_args& a, Message& message) {
   return Reject(message, "workspace: %p; expected an address aligned to 64", a.workspace);
 }
 
-bool Check(const rmsnorm_forward_args* args, Message& message) {
-  if (!CheckArgs(args, args ? args->size : 0, sizeof(rmsnorm_forward_args), message)) return false;
-  const rmsnorm_forward_args& a = *args;
-  const TensorSpec& y = kRmsNorm.outputs[0];
-  if (!(CheckCount("rows", a.rows, 0, message) && CheckCount("n", a.n, 1, message) &&
-        CheckMatrix(kX, a.x, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
-        CheckVector(kGamma, a.gamma, message) &&
-        CheckMatrix(y, a.y, a.rows, a.n, a.x.dtype, Access::kWrite, message) &&
-        CheckNumber(kEpsilon, a.epsilon, message) &&
-        CheckOffset(a.gamma, a.gamma_offset, message) && CheckRounding(a.rounding, message))) {
-    return false;
-  }
-  const Region writes[] = {MatrixRegion(y, a.y, a.rows, a.n),
-                           VectorRegion("rstd", a.rstd, 4 * a.rows)};
-  const Region reads[] = {VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype))};
-  return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), writes[0].name, message);
-}
-
-bool Check(const rmsnorm_backward_args* args, Message& message) {
-  if (!CheckArgs(args, args ? args->size : 0, sizeof(rmsnorm_backward_args), message)) return false;
-  const rmsnorm_backward_args& a = *args;
-  const TensorSpec& dy = kRmsNormBackward.inputs[0];
-  const TensorSpec& dx = kRmsNormBackward.outputs[0];
-  if (!(CheckCount("rows", a.rows, 0, message) && CheckCount("n", a.n, 1, message) &&
-        CheckMatrix(kX, a.x, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
-        CheckMatrix(dy, a.dy, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
-        CheckVector(kGamma, a.gamma, message) && CheckOffset(a.gamma, a.gamma_offset, message) &&
-        (a.dx.data == nullptr ||
-         CheckMatrix(dx, a.dx, a.rows, a.n, a.x.dtype, Access::kWrite, message)))) {
-    return false;
-  }
-  if (a.rstd == nullptr && a.rows > 0) return Reject(message, "rstd: null; expected [rows]");
-  if (!CheckWorkspace(a, message)) return false;
-  const Region writes[] = {
-      MatrixRegion(dx, a.dx, a.rows, a.n), VectorRegion("dgamma", a.dgamma, 4 * a.n),
-      VectorRegion("workspace", a.dgamma ? a.workspace : nullptr,
-                   static_cast<int64_t>(std::min<uint64_t>(a.workspace_size, kMaxBytes)))};
-  const Region reads[] = {MatrixRegion(dy, a.dy, a.rows, a.n),
-                          VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype)),
-                          VectorRegion("rstd", a.rstd, 4 * a.rows)};
-  return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), nullptr, message);
-}
-
-bool Check(const rmsnorm_runner* runner, Message& message) {
-  if (runner == nullptr) return true;
-  if (runner->size != sizeof(rmsnorm_runner)) {
-    return Reject(message, "runner: size %zu; expected %zu", runner->size, sizeof(rmsnorm_runner));
-  }
-  if (runner->run == nullptr) return Reject(message, "runner.run: null; expected a function");
-  return CheckCount("runner.threads", runner->threads, 1, message);
-}
-
 // "[8, 5120]"; cut with "…" where there are very many axes.
 struct ShapeText {
   char text[160] = "[";
@@ -269,8 +236,66 @@ bool Product(const int64_t* sizes, int64_t count, int64_t* product) {
   return fits;
 }
 
-bool CheckRowsOf(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_shape,
-                 int64_t gamma_dims, int64_t* rows, int64_t* n, Message& message) {
+}  // namespace
+
+bool ValidateCounts(int64_t rows, int64_t n, Message& message) {
+  return CheckCount("rows", rows, 0, message) && CheckCount("n", n, 1, message);
+}
+
+bool Validate(const rmsnorm_forward_args* args, Message& message) {
+  if (!CheckArgs(args, args ? args->size : 0, sizeof(rmsnorm_forward_args), message)) return false;
+  const rmsnorm_forward_args& a = *args;
+  const TensorSpec& y = kRmsNorm.outputs[0];
+  if (!(ValidateCounts(a.rows, a.n, message) &&
+        CheckMatrix(kX, a.x, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
+        CheckVector(kGamma, a.gamma, message) &&
+        CheckMatrix(y, a.y, a.rows, a.n, a.x.dtype, Access::kWrite, message) &&
+        CheckNumber(kEpsilon, a.epsilon, message) &&
+        CheckOffset(a.gamma, a.gamma_offset, message) && CheckRounding(a.rounding, message))) {
+    return false;
+  }
+  const Region writes[] = {MatrixRegion(y, a.y, a.rows, a.n),
+                           VectorRegion("rstd", a.rstd, 4 * a.rows)};
+  const Region reads[] = {VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype))};
+  return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), writes[0].name, message);
+}
+
+bool Validate(const rmsnorm_backward_args* args, Message& message) {
+  if (!CheckArgs(args, args ? args->size : 0, sizeof(rmsnorm_backward_args), message)) return false;
+  const rmsnorm_backward_args& a = *args;
+  const TensorSpec& dy = kRmsNormBackward.inputs[0];
+  const TensorSpec& dx = kRmsNormBackward.outputs[0];
+  if (!(ValidateCounts(a.rows, a.n, message) &&
+        CheckMatrix(kX, a.x, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
+        CheckMatrix(dy, a.dy, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
+        CheckVector(kGamma, a.gamma, message) && CheckOffset(a.gamma, a.gamma_offset, message) &&
+        (a.dx.data == nullptr ||
+         CheckMatrix(dx, a.dx, a.rows, a.n, a.x.dtype, Access::kWrite, message)))) {
+    return false;
+  }
+  if (a.rstd == nullptr && a.rows > 0) return Reject(message, "rstd: null; expected [rows]");
+  if (!CheckWorkspace(a, message)) return false;
+  const Region writes[] = {
+      MatrixRegion(dx, a.dx, a.rows, a.n), VectorRegion("dgamma", a.dgamma, 4 * a.n),
+      VectorRegion("workspace", a.dgamma ? a.workspace : nullptr,
+                   static_cast<int64_t>(std::min<uint64_t>(a.workspace_size, kMaxBytes)))};
+  const Region reads[] = {MatrixRegion(dy, a.dy, a.rows, a.n),
+                          VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype)),
+                          VectorRegion("rstd", a.rstd, 4 * a.rows)};
+  return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), nullptr, message);
+}
+
+bool Validate(const rmsnorm_runner* runner, Message& message) {
+  if (runner == nullptr) return true;
+  if (runner->size != sizeof(rmsnorm_runner)) {
+    return Reject(message, "runner: size %zu; expected %zu", runner->size, sizeof(rmsnorm_runner));
+  }
+  if (runner->run == nullptr) return Reject(message, "runner.run: null; expected a function");
+  return CheckCount("runner.threads", runner->threads, 1, message);
+}
+
+bool SplitShape(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_shape,
+                int64_t gamma_dims, int64_t* rows, int64_t* n, Message& message) {
   if (x_dims < 1 || x_shape == nullptr) {
     return Reject(message, "x: %lld dimensions; expected 1 or more",
                   static_cast<long long>(x_dims));
@@ -296,27 +321,6 @@ bool CheckRowsOf(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_sh
   }
   if (*n > 0) return true;
   return Reject(message, "x: shape %s has no element to normalize over", x.text);
-}
-
-rmsnorm_status StatusOf(bool ok) { return ok ? RMSNORM_OK : RMSNORM_INVALID_ARGUMENT; }
-
-}  // namespace
-
-rmsnorm_status Validate(const rmsnorm_forward_args* args, Message& message) {
-  return StatusOf(Check(args, message));
-}
-
-rmsnorm_status Validate(const rmsnorm_backward_args* args, Message& message) {
-  return StatusOf(Check(args, message));
-}
-
-rmsnorm_status Validate(const rmsnorm_runner* runner, Message& message) {
-  return StatusOf(Check(runner, message));
-}
-
-rmsnorm_status RowsOf(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_shape,
-                      int64_t gamma_dims, int64_t* rows, int64_t* n, Message& message) {
-  return StatusOf(CheckRowsOf(x_shape, x_dims, gamma_shape, gamma_dims, rows, n, message));
 }
 
 }  // namespace rmsnorm

@@ -13,14 +13,17 @@ struct Message {
   char text[512] = "";
 };
 
-[[nodiscard]] rmsnorm_status Validate(const rmsnorm_forward_args* args, Message& message);
-[[nodiscard]] rmsnorm_status Validate(const rmsnorm_backward_args* args, Message& message);
-[[nodiscard]] rmsnorm_status Validate(const rmsnorm_runner* runner, Message& message);
+// Whether a call may run; if not, message says why.
+[[nodiscard]] bool Validate(const rmsnorm_forward_args* args, Message& message);
+[[nodiscard]] bool Validate(const rmsnorm_backward_args* args, Message& message);
+[[nodiscard]] bool Validate(const rmsnorm_runner* runner, Message& message);
 
-// As rmsnorm_rows_of.
-[[nodiscard]] rmsnorm_status RowsOf(const int64_t* x_shape, int64_t x_dims,
-                                    const int64_t* gamma_shape, int64_t gamma_dims, int64_t* rows,
-                                    int64_t* n, Message& message);
+// rows >= 0, n >= 1, and both within what 64-bit sizes can hold.
+[[nodiscard]] bool ValidateCounts(int64_t rows, int64_t n, Message& message);
+
+// As rmsnorm_split_shape.
+[[nodiscard]] bool SplitShape(const int64_t* x_shape, int64_t x_dims, const int64_t* gamma_shape,
+                              int64_t gamma_dims, int64_t* rows, int64_t* n, Message& message);
 
 }  // namespace rmsnorm
 

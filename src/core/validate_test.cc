@@ -32,8 +32,11 @@ const BadCall<F> kBadForward[] = {
     {"NoColumns", "n: 0; expected 1 to", [](F& a) { a.n = 0; }},
     {"NegativeColumns", "n: -5; expected 1 to", [](F& a) { a.n = -5; }},
     {"HugeColumns", "n: 9223372036854775807; expected 1 to", [](F& a) { a.n = INT64_MAX; }},
-    {"SizeOverflow", "x: 36028797018963968 rows of 64 elements, row_stride 64, is too large",
-     [](F& a) { a.rows = int64_t{1} << 55; }},
+    {"SizeOverflow", "x: 281474976710656 rows of 64 elements, row_stride 1048576, is too large",
+     [](F& a) {
+       a.rows = int64_t{1} << 48;
+       a.x.row_stride = 1 << 20;
+     }},
     {"StrideOverflow", "x: 4 rows of 64 elements, row_stride 4611686018427387904, is too large",
      [](F& a) { a.x.row_stride = int64_t{1} << 62; }},
     {"NullX", "x: null; expected a pointer", [](F& a) { a.x.data = nullptr; }},
@@ -171,6 +174,28 @@ TEST(Validate, RowsSideBySideInOneMatrixDoNotOverlap) {
   EXPECT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_INVALID_ARGUMENT);
 }
 
+TEST(Validate, MemoryBetweenRowsIsApart) {
+  std::vector<float> wide(8 * 128, 1.0f);
+  F args = Operands(kGood).Forward();
+  args.rstd = nullptr;
+  args.x = {wide.data(), 128, RMSNORM_FLOAT32};
+  args.y = {wide.data() + 512, 128, RMSNORM_FLOAT32};
+  args.gamma.data = wide.data() + 512 + 64;  // behind y's first row
+  EXPECT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  for (const int into : {-1, 1}) {
+    args.gamma.data = wide.data() + 512 + 64 + into;
+    EXPECT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_INVALID_ARGUMENT);
+  }
+  args.gamma.data = nullptr;
+  args.rows = 2;
+  args.n = 8;
+  args.x = {wide.data(), 32, RMSNORM_FLOAT32};
+  args.y = {wide.data() + 8, 16, RMSNORM_FLOAT32};  // rows at 8 and 24, x's at 0 and 32
+  EXPECT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  args.y.row_stride = 17;  // rows at 8 and 25, and x's second at 32
+  EXPECT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_INVALID_ARGUMENT);
+}
+
 TEST(Validate, RunnersAreChecked) {
   Operands call(kGood);
   const F args = call.Forward();
@@ -209,9 +234,10 @@ TEST(Validate, ShapesThatDoNotFitAreShown) {
   };
   for (const BadShape& bad : table) {
     int64_t rows = -1, n = -1;
-    EXPECT_EQ(rmsnorm_rows_of(bad.x.data(), bad.x.size(), bad.gamma.data() ? bad.gamma.data() : &n,
-                              bad.gamma.size(), &rows, &n),
-              RMSNORM_INVALID_ARGUMENT);
+    EXPECT_EQ(
+        rmsnorm_split_shape(bad.x.data(), bad.x.size(), bad.gamma.data() ? bad.gamma.data() : &n,
+                            bad.gamma.size(), &rows, &n),
+        RMSNORM_INVALID_ARGUMENT);
     EXPECT_STREQ(rmsnorm_last_error(), bad.message);
   }
 }
@@ -219,10 +245,10 @@ TEST(Validate, ShapesThatDoNotFitAreShown) {
 TEST(Validate, ShapesThatFitAreSplit) {
   const int64_t x[] = {2, 3, 4, 5}, gamma[] = {4, 5};
   int64_t rows = 0, n = 0;
-  EXPECT_EQ(rmsnorm_rows_of(x, 4, gamma, 2, &rows, &n), RMSNORM_OK);
+  EXPECT_EQ(rmsnorm_split_shape(x, 4, gamma, 2, &rows, &n), RMSNORM_OK);
   EXPECT_EQ(rows, 6);
   EXPECT_EQ(n, 20);
-  EXPECT_EQ(rmsnorm_rows_of(x, 4, nullptr, 4, &rows, &n), RMSNORM_OK);
+  EXPECT_EQ(rmsnorm_split_shape(x, 4, nullptr, 4, &rows, &n), RMSNORM_OK);
   EXPECT_EQ(rows, 1);
   EXPECT_EQ(n, 120);
 }

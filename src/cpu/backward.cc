@@ -1,3 +1,4 @@
+// Backward kernels: one body for every target, and the call that splits rows over threads.
 #include "cpu/backward.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -155,7 +156,7 @@ namespace {
 
 // More blocks than threads even out threads of unequal speed.
 int64_t BlocksFor(const rmsnorm_runner* runner) {
-  const int64_t threads = Threads(runner);
+  const int64_t threads = std::min<int64_t>(Threads(runner), 1 << 20);
   return threads == 1 ? 1 : 4 * threads;
 }
 

@@ -1,3 +1,4 @@
+// Backward kernels against the reference, by bits.
 #include "cpu/backward.h"
 
 #include <omp.h>

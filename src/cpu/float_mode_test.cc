@@ -1,6 +1,8 @@
+// The caller's floating-point modes change nothing and are put back.
 #include "cpu/float_mode.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cfenv>
 #include <vector>
@@ -65,6 +67,23 @@ TEST_P(CallersModes, RoundingDirectionChangesNoBitAndIsPutBack) {
     std::fesetround(FE_TONEAREST);
     ExpectReferenceBits("direction " + std::to_string(direction), call, expected);
   }
+}
+
+TEST_P(CallersModes, ModesOfTheWorkersChangeNoBit) {
+  Operands expected(Sensitive());
+  RunAll(expected);
+  const auto set_everywhere = [](int direction) {
+#pragma omp parallel num_threads(2)
+    std::fesetround(direction);
+  };
+  Operands call(Sensitive());
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(2);
+  set_everywhere(FE_UPWARD);
+  RunAll(call);
+  set_everywhere(FE_TONEAREST);
+  omp_set_num_threads(threads);
+  ExpectReferenceBits("workers", call, expected);
 }
 
 #if defined(__x86_64__)

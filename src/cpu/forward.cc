@@ -1,3 +1,4 @@
+// Forward kernels: one body for every target, and the call that splits rows over threads.
 #include "cpu/forward.h"
 
 #undef HWY_TARGET_INCLUDE

@@ -1,3 +1,4 @@
+// Forward kernels against the reference, by bits.
 #include "cpu/forward.h"
 
 #include <omp.h>

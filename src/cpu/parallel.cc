@@ -1,3 +1,4 @@
+// Pieces of work for a runner or OpenMP.
 #include "cpu/parallel.h"
 
 #include <omp.h>

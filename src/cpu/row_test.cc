@@ -16,6 +16,8 @@ namespace HWY_NAMESPACE {
 // Of the leaf that is the whole row of n <= 512 elements: its 64 lane sums, and their tree.
 void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf);
 
+int64_t TargetThatRuns() { return HWY_TARGET; }
+
 #if HWY_NATIVE_FMA
 
 struct Products {
@@ -62,11 +64,13 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 
+#include "cpu/targets.h"
 #include "testing.h"
 
 namespace rmsnorm::cpu {
 
 HWY_EXPORT(LeafOf);
+HWY_EXPORT(TargetThatRuns);
 
 namespace {
 
@@ -85,7 +89,18 @@ TEST_P(EveryTarget, LaneSumsAndLeafSumsHaveTheBitsOfTheReference) {
     HWY_DYNAMIC_DISPATCH(LeafOf)(a.data(), b.data(), n, lanes.data(), &leaf);
     for (int64_t l = 0; l < kLanes; ++l) expected[l] = LaneSum<float>(0, l, n, a_at, b_at);
     EXPECT_TRUE(testing::SameBits(lanes, expected)) << "n = " << n;
-    EXPECT_EQ(leaf, Dot<float>(n, a_at, b_at)) << "n = " << n;
+    EXPECT_EQ(std::bit_cast<uint32_t>(leaf), std::bit_cast<uint32_t>(Dot<float>(n, a_at, b_at)))
+        << "n = " << n;
+  }
+}
+
+TEST_P(EveryTarget, IsTheOneThatRuns) {
+  const testing::WithTarget target(GetParam());
+  if (GetParam() == "reference") {
+    EXPECT_TRUE(UsesReference());
+  } else {
+    EXPECT_FALSE(UsesReference());
+    EXPECT_EQ(hwy::TargetName(HWY_DYNAMIC_DISPATCH(TargetThatRuns)()), GetParam());
   }
 }
 

@@ -1,3 +1,4 @@
+// The choice among Highway's targets.
 #include "cpu/targets.h"
 
 #include <hwy/highway.h>

@@ -20,7 +20,7 @@ from rmsnorm.demo.checks import Outcome, checks
 from rmsnorm.demo.training import Size
 
 FULL = Size()
-SHORT = Size(layers=2, length=64, steps=25, shape=(1024, 4096), repeats=5)
+SHORT = Size(layers=2, steps=20, shape=(1024, 4096), repeats=5)
 _DTYPES = (torch.float32, torch.bfloat16)
 
 

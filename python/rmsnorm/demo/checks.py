@@ -13,7 +13,7 @@ from rmsnorm import bench
 from rmsnorm.demo.bits import Bits
 from rmsnorm.demo.training import Trained
 
-_STRAY_FACTOR = 4  # how much further than the nudged run the fused one may stray, root mean square
+_STRAY_FACTOR = 2  # how far the fused run may stray, as a multiple of the nudged one, rms
 _STRAY_LIMIT = {torch.float32: 0.01, torch.bfloat16: 0.1}  # nats, in any step
 _FALL = 1.0  # nats that training has to gain
 

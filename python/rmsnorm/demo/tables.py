@@ -174,8 +174,8 @@ def _bits(screen: Console, outcomes: list[Outcome]) -> None:
         "Bits",
         "One row of the trained model's last norm: alone and inside batches of up to "
         f"{outcomes[0].rows} rows, with {', '.join(map(str, THREADS))} threads, on "
-        f"{', '.join(outcomes[0].targets)}; dgamma is of all rows. How many "
-        "came out of how many runs.",
+        f"{', '.join(outcomes[0].targets)}; dgamma is of all rows. Counted: "
+        "different results in all runs.",
     )
     table = _table("", right=_by_dtype(outcomes, ("different / runs", "SHA-256")))
     for name in outcomes[0].bits:

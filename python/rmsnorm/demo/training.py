@@ -38,8 +38,8 @@ class Size:
     hidden: int = 256
     layers: int = 4
     batch: int = 8
-    length: int = 96
-    steps: int = 60
+    length: int = 64
+    steps: int = 50
     shape: tuple[int, int] = (4096, 4096)
     repeats: int = 9
 
