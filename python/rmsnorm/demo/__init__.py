@@ -15,8 +15,8 @@ from rich.progress import Progress
 
 import rmsnorm
 from rmsnorm import bench
-from rmsnorm.demo import bits, plot, tables, training
-from rmsnorm.demo.checks import Outcome, checks
+from rmsnorm.demo import bits, checks, plot, tables, training
+from rmsnorm.demo.checks import Outcome
 from rmsnorm.demo.training import Size
 
 FULL = Size()
@@ -45,7 +45,7 @@ def run_at(out: Path, size: Size) -> bool:
         with bench.progress(screen) as bar:
             outcomes.append(measure(dtype, size, bar))
         tables.trained(screen, outcomes[-1])
-    held = [check for outcome in outcomes for check in checks(outcome)]
+    held = [check for outcome in outcomes for check in checks.check(outcome)]
     tables.results(screen, outcomes, held)
 
     out.mkdir(parents=True, exist_ok=True)
