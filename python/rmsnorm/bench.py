@@ -1,5 +1,6 @@
 """Times of the operator and its peers, as multiples of a copy of the same bytes in the same run."""
 
+import itertools
 import json
 import os
 import platform
@@ -156,8 +157,8 @@ def run(out: Path) -> None:
         if row.part == FORWARD and row.shape == (4096, 4096) and TORCH in row.seconds:
             ratio = row.seconds[TORCH] / row.seconds[FUSED]
             screen.print(
-                f"forward of [4096, 4096], {row.dtype:8}, threads {row.threads}: "
-                f"{ratio:4.1f} times as fast as F.rms_norm; 4 times is "
+                f"forward of [4096, 4096], {row.dtype}, threads {row.threads}: "
+                f"{ratio:.1f} times as fast as F.rms_norm; 4 times is "
                 f"{'reached' if ratio >= 4 else 'NOT reached'}",
                 markup=False,
             )
@@ -245,31 +246,29 @@ def _measure_all(bar: Progress) -> list[Row]:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(
-        caption="Multiples of the time to copy the bytes that the pass must move. 'wrong': too far"
-        " from float64 to be timed.",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        caption="Multiples of the time to copy the bytes that the pass must move. 'wrong': too far "
+        "from float64 to be timed.",
         caption_justify="left",
     )
-    table.add_column("threads", justify="right")
     table.add_column("shape")
     table.add_column("dtype")
     for name in ("copy, ms", FUSED, "out=", TORCH, SMALL):
         table.add_column(name, justify="right")
-    section = None
-    for row in rows:
-        if (row.part, row.threads) != section:
-            section = row.part, row.threads
-            table.add_section()
-            table.add_row("", f"[bold]{row.part}[/]")
-        copy = row.seconds[COPY]
-        times = {name: f"{seconds / copy:.1f}" for name, seconds in row.seconds.items()}
-        table.add_row(
-            str(row.threads),
-            f"\\[{row.shape[0]}, {row.shape[1]}]",
-            row.dtype,
-            f"{copy * 1e3:.2f}",
-            times.get(FUSED, "wrong"),
-            times.get(INTO, ""),
-            times.get(TORCH, "wrong"),
-            times.get(SMALL, "wrong"),
-        )
+    for (part, threads), group in itertools.groupby(rows, lambda row: (row.part, row.threads)):
+        table.add_row(f"[bold]{part}, {threads} thread{'s' * (threads > 1)}[/]")
+        for row in group:
+            copy = row.seconds[COPY]
+            times = {name: f"{seconds / copy:.1f}" for name, seconds in row.seconds.items()}
+            table.add_row(
+                f"\\[{row.shape[0]}, {row.shape[1]}]",
+                row.dtype,
+                f"{copy * 1e3:.2f}",
+                times.get(FUSED, "wrong"),
+                times.get(INTO, ""),
+                times.get(TORCH, "wrong"),
+                times.get(SMALL, "wrong"),
+            )
     return table
