@@ -104,13 +104,16 @@ void RmsNormOutCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon, do
   const Rows y = RowsOf("out", out, shape);
   rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
   args.y = y.matrix;
-  const bool packed = !y.held.is_same(out);  // the C interface sees a copy, and can't see overlap
-  TORCH_CHECK_VALUE(!packed || SameElements(out, x) || !MayOverlap(out, x),
+  // The C interface can't see what is under a copy.
+  const bool copied = !y.held.is_same(out) || !rows.held.is_same(x);
+  TORCH_CHECK_VALUE(!copied || SameElements(out, x) || !MayOverlap(out, x),
                     "out: overlaps x; expected x itself or memory apart from it");
-  TORCH_CHECK_VALUE(!packed || !gamma || !MayOverlap(out, *gamma), "out: overlaps gamma");
+  TORCH_CHECK_VALUE(
+      !gamma || (y.held.is_same(out) && column.held.is_same(*gamma)) || !MayOverlap(out, *gamma),
+      "out: overlaps gamma; expected memory of its own");
   const rmsnorm_runner runner = Runner();
   RaiseUnlessOk(rmsnorm_forward(&args, &runner), /*y_is=*/"out");
-  if (packed) out.copy_(y.held);
+  if (!y.held.is_same(out)) out.copy_(y.held);
 }
 
 std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
