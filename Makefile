@@ -31,7 +31,7 @@ lint: $(BIN)/.requirements ## check formats, lint and types
 
 bench: build ## measure against PyTorch's own ways and a copy of the same bytes
 	@$(BIN)/rmsnorm bench
-	@build/rmsnorm_bench --benchmark_enable_random_interleaving --benchmark_repetitions=7 \
+	@OMP_NUM_THREADS=1 build/rmsnorm_bench --benchmark_enable_random_interleaving --benchmark_repetitions=7 \
 	  --benchmark_report_aggregates_only --benchmark_min_time=0.05
 
 clean: ## remove what was built; .venv stays

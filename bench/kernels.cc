@@ -1,5 +1,5 @@
-// The kernels alone, beside a copy of the same bytes: outputs touched, no PyTorch.
-//   rmsnorm_bench --benchmark_enable_random_interleaving --benchmark_repetitions=7
+// The kernels alone on one thread, beside memcpy: outputs touched, no PyTorch.
+//   OMP_NUM_THREADS=1 rmsnorm_bench --benchmark_repetitions=7
 #include <benchmark/benchmark.h>
 
 #include <cstring>
