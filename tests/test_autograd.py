@@ -97,6 +97,38 @@ def test_derivatives_of_a_loss_stay_right_where_dy_depends_on_x(create_graph):
         assert norm_wise(a, b) <= 2**-16
 
 
+@pytest.mark.parametrize("gamma_shape", [None, [5], [2, 5]], ids=str)
+@pytest.mark.parametrize("rounding", ["once", "before_gamma"])
+def test_gradcheck_in_float64_accepts_first_and_second_derivatives(gamma_shape, rounding):
+    x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    gamma = None
+    if gamma_shape is not None:
+        gamma = torch.randn(gamma_shape, dtype=torch.float64, requires_grad=True)
+
+    def normalize(*operands):
+        return rmsnorm.rms_norm(*operands, gamma_offset=gamma is not None, rounding=rounding)
+
+    operands = (x,) if gamma is None else (x, gamma)
+    assert torch.autograd.gradcheck(normalize, operands)
+    assert torch.autograd.gradgradcheck(normalize, operands)
+
+
+def test_gradcheck_in_float64_accepts_a_model_with_our_norm():
+    norm = rmsnorm.RMSNorm(6, dtype=torch.float64)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6, dtype=torch.float64), norm, torch.nn.Tanh())
+    assert torch.autograd.gradcheck(model, torch.randn(3, 4, dtype=torch.float64).requires_grad_())
+
+
+def test_float64_is_computed_in_float64():
+    x = torch.randn(4, 600, dtype=torch.float64)
+    gamma = torch.randn(600, dtype=torch.float64)
+    y, rstd = rmsnorm.npu_rms_norm(x, gamma)
+    assert rstd.dtype == torch.float64
+    torch.testing.assert_close(y, formula(x, gamma, 1e-6), rtol=1e-14, atol=0)
+    meta_y, meta_rstd = rmsnorm.npu_rms_norm(x.to("meta"), gamma.to("meta"))
+    assert meta_y.dtype == meta_rstd.dtype == torch.float64
+
+
 def test_a_hessian_is_that_of_float64():
     x, gamma = torch.randn(2, 3), torch.randn(3)
     ours = torch.autograd.functional.hessian(lambda x: rmsnorm.rms_norm(x, gamma).pow(3).sum(), x)

@@ -14,16 +14,17 @@ def ours(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     return rmsnorm.rms_norm(x, gamma)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_opcheck_accepts_every_operator(dtype, needs_grad):
     x = torch.randn(3, 4, 32).to(dtype).requires_grad_(needs_grad)
-    gamma = torch.randn(4, 32).requires_grad_(needs_grad)
+    wide = dtype == torch.float64
+    gamma = torch.randn(4, 32, dtype=dtype if wide else None).requires_grad_(needs_grad)
     dy = torch.randn(3, 4, 32).to(dtype)
     rstd = rmsnorm.npu_rms_norm(x, gamma)[1]
     ops = torch.ops.rmsnorm
     torch.library.opcheck(ops.rms_norm.default, (x, gamma))
-    torch.library.opcheck(ops.rms_norm.default, (x, None, 1e-5, 0.0, "once", torch.float32))
+    torch.library.opcheck(ops.rms_norm.default, (x, None, 1e-5, 0.0, "once", rstd.dtype))
     torch.library.opcheck(ops.rms_norm_backward.default, (dy, x, gamma, rstd))
     torch.library.opcheck(ops.rms_norm_backward.default, (dy, x, gamma, rstd, 0.0, [True, False]))
     out = torch.empty(3, 4, 32, dtype=dtype)

@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor> Composite(const Tensor& dy, const Tensor& x, const Ma
   const Tensor dx = (w - xhat * (w * xhat).mean(inner, /*keepdim=*/true)) * wide_rstd;
   const Tensor products = wide_dy * xhat;
   const Tensor dgamma = outer.empty() ? products : products.sum(outer);
-  return {dx.to(x.scalar_type()), dgamma.to(at::kFloat)};
+  return {dx.to(x.scalar_type()), dgamma.to(rstd.scalar_type())};
 }
 
 struct RmsNormBackwardFunction : Function<RmsNormBackwardFunction> {

@@ -81,13 +81,13 @@ std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma,
   const Column column = ColumnOf(gamma);
   const at::ScalarType y_type = out_dtype.value_or(x.scalar_type());
   rmsnorm_forward_args args = ForwardArgs(shape, rows, column, epsilon, gamma_offset, rounding);
-  TORCH_CHECK_VALUE(y_type == x.scalar_type() || y_type == at::kFloat, "out_dtype: ", y_type,
-                    "; expected ", kOutDtype.accepted);
+  const bool accepted = y_type == x.scalar_type() || y_type == RealType(x);
+  TORCH_CHECK_VALUE(accepted, "out_dtype: ", y_type, "; expected ", kOutDtype.accepted);
   args.y = {nullptr, shape.n, DtypeOf("out_dtype", y_type)};
   Tensor y = Fresh(x.sizes(), x.options().dtype(y_type));
-  Tensor rstd = at::empty(RstdSizes(x, shape.axes), x.options().dtype(at::kFloat));
+  Tensor rstd = at::empty(RstdSizes(x, shape.axes), x.options().dtype(RealType(x)));
   args.y.data = y.data_ptr();
-  args.rstd = rstd.data_ptr<float>();
+  args.rstd = rstd.data_ptr();
   const rmsnorm_runner runner = Runner();
   RaiseUnlessOk(rmsnorm_forward(&args, &runner));
   return {y, rstd};
@@ -122,9 +122,9 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
   const Shape shape = ShapeOf(x, gamma);
   TORCH_CHECK_VALUE(dy.sizes() == x.sizes(), "dy: shape ", dy.sizes(), "; expected x's ",
                     x.sizes());
-  TORCH_CHECK_VALUE(rstd.numel() == shape.rows && rstd.scalar_type() == at::kFloat, "rstd: shape ",
+  TORCH_CHECK_VALUE(rstd.numel() == shape.rows && rstd.scalar_type() == RealType(x), "rstd: shape ",
                     rstd.sizes(), ", dtype ", rstd.scalar_type(), "; expected ",
-                    RstdSizes(x, shape.axes), ", float32");
+                    RstdSizes(x, shape.axes), ", ", RealType(x));
   const Rows dy_rows = RowsOf("dy", dy, shape);
   const Rows x_rows = RowsOf("x", x, shape);
   const Column column = ColumnOf(gamma);
@@ -136,17 +136,17 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
   args.dy = dy_rows.matrix;
   args.x = x_rows.matrix;
   args.gamma = column.vector;
-  args.rstd = rstd_packed.data_ptr<float>();
+  args.rstd = rstd_packed.const_data_ptr();
   args.gamma_offset = gamma_offset;
   const rmsnorm_runner runner = Runner();
   const Tensor none = at::empty({0}, x.options());
   Tensor dx = wanted[0] ? Fresh(x.sizes(), x.options()) : none;
-  Tensor dgamma = none.to(at::kFloat);
+  Tensor dgamma = none.to(RealType(x));
   Tensor workspace;
   if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, x_rows.matrix.dtype};
   if (wanted[1]) {
-    dgamma = at::empty(x.sizes().slice(x.dim() - shape.axes), x.options().dtype(at::kFloat));
-    args.dgamma = dgamma.data_ptr<float>();
+    dgamma = at::empty(x.sizes().slice(x.dim() - shape.axes), x.options().dtype(RealType(x)));
+    args.dgamma = dgamma.data_ptr();
     args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, &runner);
     workspace = Fresh({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
     args.workspace = workspace.data_ptr();

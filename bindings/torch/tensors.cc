@@ -51,6 +51,8 @@ rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type) {
       return RMSNORM_FLOAT16;
     case at::kBFloat16:
       return RMSNORM_BFLOAT16;
+    case at::kDouble:
+      return RMSNORM_FLOAT64;
     default:
       TORCH_CHECK_VALUE(false, name, ": dtype ", type, "; expected ", Accepted(Dtypes::kAny));
   }
@@ -62,6 +64,10 @@ Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma) {
                                     gamma ? gamma->sizes().data() : nullptr, shape.axes,
                                     &shape.rows, &shape.n));
   return shape;
+}
+
+at::ScalarType RealType(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 at::DimVector RstdSizes(const at::Tensor& x, int64_t axes) {

@@ -27,6 +27,9 @@ struct Shape {
 // Absent gamma: the last axis.
 Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma);
 
+// The type of rstd and dgamma: float32, float64 where x is.
+at::ScalarType RealType(const at::Tensor& x);
+
 // rstd's sizes: x's, with a 1 for each of the last `axes`.
 at::DimVector RstdSizes(const at::Tensor& x, int64_t axes);
 

@@ -23,7 +23,12 @@ typedef int32_t rmsnorm_status;
 enum { RMSNORM_OK = 0, RMSNORM_INVALID_ARGUMENT = 1 };
 
 typedef int32_t rmsnorm_dtype;
-enum { RMSNORM_FLOAT32 = 1, RMSNORM_FLOAT16 = 2, RMSNORM_BFLOAT16 = 3 };
+enum {
+  RMSNORM_FLOAT32 = 1,
+  RMSNORM_FLOAT16 = 2,
+  RMSNORM_BFLOAT16 = 3,
+  RMSNORM_FLOAT64 = 4  // all arguments of a call or none; scalar, to check gradients with
+};
 
 // Where a 16-bit result is rounded (docs/numerics.md). For float32 x the two are the same.
 typedef int32_t rmsnorm_rounding;
@@ -32,7 +37,8 @@ enum {
   RMSNORM_ROUND_BEFORE_GAMMA = 2  // y = to_y(to_x(x * rstd) * scale)
 };
 
-// A matrix: row r starts at data + r * row_stride elements, its elements are adjacent.
+// A matrix: row r starts at data + r * row_stride elements, its elements are adjacent. Here and
+// below, data may be any address, aligned or not.
 typedef struct rmsnorm_matrix {
   void* data;
   int64_t row_stride;  // in elements, >= 0; 0 repeats one row (inputs only)
@@ -54,7 +60,7 @@ typedef struct rmsnorm_forward_args {
   rmsnorm_matrix x;      // [rows, n], read
   rmsnorm_vector gamma;  // [n], read, any dtype; absent: the scale is 1
   rmsnorm_matrix y;      // [rows, n], written; x's dtype or float32; x itself (in place) is fine
-  float* rstd;           // [rows], written; NULL: not wanted
+  void* rstd;            // [rows], written, float32 (float64 where x is); NULL: not wanted
   double epsilon;        // finite, >= 0, in units of x squared; used as binary32
   double gamma_offset;   // finite; 0, or 1 where the weight is stored around zero (Gemma)
   rmsnorm_rounding rounding;
@@ -69,9 +75,9 @@ typedef struct rmsnorm_backward_args {
   rmsnorm_matrix dy;     // [rows, n], read; y's dtype: x's or float32
   rmsnorm_matrix x;      // [rows, n], read
   rmsnorm_vector gamma;  // [n], read; absent: the scale is 1
-  const float* rstd;     // [rows], read: what the forward call wrote
+  const void* rstd;      // [rows], read: what the forward call wrote
   rmsnorm_matrix dx;     // [rows, n], written, x's dtype; data == NULL: not wanted
-  float* dgamma;         // [n], written; NULL: not wanted
+  void* dgamma;          // [n], written, float32 (float64 where x is); NULL: not wanted
   double gamma_offset;
   void* workspace;  // for dgamma: rmsnorm_backward_workspace bytes, aligned to 64
   size_t workspace_size;

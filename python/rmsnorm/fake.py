@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_ACCEPTED = "float32, float16 or bfloat16 (or float64, with all others)"
 
 
 @torch.library.register_fake("rmsnorm::rms_norm")
@@ -17,9 +18,9 @@ def _rms_norm(
 ) -> tuple[Tensor, Tensor]:
     axes = _check(x, gamma)
     _check_rounding(rounding)
-    _expect(out_dtype in (None, x.dtype, torch.float32), f"out_dtype: {out_dtype}; expected x's")
+    _expect(out_dtype in (None, x.dtype, _real(x)), f"out_dtype: {out_dtype}; expected x's")
     y = x.new_empty(x.shape, dtype=out_dtype or x.dtype)
-    rstd = x.new_empty([*x.shape[: x.dim() - axes], *[1] * axes], dtype=torch.float32)
+    rstd = x.new_empty([*x.shape[: x.dim() - axes], *[1] * axes], dtype=_real(x))
     return y, rstd
 
 
@@ -35,7 +36,7 @@ def _rms_norm_out(
 ) -> None:
     _check(x, gamma, out=out)
     _check_rounding(rounding)
-    _expect(out.dtype in (x.dtype, torch.float32), f"out: dtype {out.dtype}; expected x's")
+    _expect(out.dtype in (x.dtype, _real(x)), f"out: dtype {out.dtype}; expected x's")
 
 
 @torch.library.register_fake("rmsnorm::rms_norm_backward")
@@ -48,15 +49,15 @@ def _rms_norm_backward(
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
     axes = _check(x, gamma, dy=dy)
-    _expect(rstd.dtype == torch.float32, f"rstd: dtype {rstd.dtype}; expected float32")
+    _expect(rstd.dtype == _real(x), f"rstd: dtype {rstd.dtype}; expected {_real(x)}")
     dx = x.new_empty(x.shape if wanted[0] else [0])
-    dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=torch.float32)
+    dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=_real(x))
     return dx, dgamma
 
 
 def _check(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
     """Refuses what the kernels would refuse of tensors; returns how many axes a row spans."""
-    _expect(x.dtype in _DTYPES, f"x: dtype {x.dtype}; expected float32, float16 or bfloat16")
+    _expect(x.dtype in _DTYPES, f"x: dtype {x.dtype}; expected {_ACCEPTED}")
     _expect(x.dim() > 0, "x: 0 dimensions; expected 1 or more")
     for name, tensor in like_x.items():
         _expect(
@@ -65,7 +66,11 @@ def _check(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
         _expect(tensor.device == x.device, f"{name}: device {tensor.device}; expected {x.device}")
     if gamma is None:
         return 1
-    _expect(gamma.dtype in _DTYPES, f"gamma: dtype {gamma.dtype}; expected one of {_DTYPES}")
+    wide = torch.float64 in (x.dtype, gamma.dtype)
+    _expect(
+        gamma.dtype == x.dtype if wide else gamma.dtype in _DTYPES,
+        f"gamma: dtype {gamma.dtype}; expected {_ACCEPTED}, and x is {x.dtype}",
+    )
     _expect(gamma.device == x.device, f"gamma: device {gamma.device}; expected x's, {x.device}")
     tail = list(x.shape[max(x.dim() - gamma.dim(), 0) :])
     _expect(
@@ -73,6 +78,11 @@ def _check(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
         f"gamma: shape {list(gamma.shape)} is not the tail of x's {list(x.shape)}",
     )
     return gamma.dim()
+
+
+def _real(x: Tensor) -> torch.dtype:
+    """The dtype of rstd and dgamma."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _check_rounding(rounding: str) -> None:

@@ -27,7 +27,8 @@ def rms_norm(
     """Divide x by its root mean square over the trailing axes that gamma spans, scale by gamma.
 
     Args:
-        x: [..., *gamma.shape], 1 or more axes; float32, float16 or bfloat16; any strides.
+        x: [..., *gamma.shape], 1 or more axes; float32, float16 or bfloat16; any strides. float64
+            works where all tensors are, in plain loops: to check gradients with.
         gamma: the last axes of x; any of the three dtypes; on x's device. None scales by 1, over
             the last axis.
         epsilon: finite, >= 0; added to the mean square, so in units of x squared.

@@ -1,9 +1,11 @@
-// The three element types: exact conversion to float, correct rounding from float.
+// The element types: exact conversion to the numbers of a row, correct rounding from them.
 #ifndef RMSNORM_CORE_DTYPE_H_
 #define RMSNORM_CORE_DTYPE_H_
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "rmsnorm/rmsnorm.h"
 
@@ -19,6 +21,7 @@ struct BFloat16 {
 // The one NaN that is ever written, in each width.
 inline constexpr uint32_t kNaN32 = 0x7FFFFFFF;
 inline constexpr uint16_t kNaN16 = 0x7FFF;
+inline constexpr uint64_t kNaN64 = 0x7FFFFFFFFFFFFFFF;
 
 constexpr bool IsNaN(float v) { return v != v; }
 
@@ -72,7 +75,26 @@ constexpr Float16 FromFloat<Float16>(float v) {
   return {static_cast<uint16_t>(sign | bits)};
 }
 
-// Calls f with a value of the C++ type that stands for dtype, which has passed validation.
+// A row is computed in float, or in double where its elements are.
+template <class T>
+constexpr auto ToReal(T element) {
+  if constexpr (std::is_same_v<T, double>) {
+    return element;
+  } else {
+    return ToFloat(element);
+  }
+}
+template <class T, class Real>
+constexpr T FromReal(Real value) {
+  if constexpr (std::is_same_v<T, double>) {
+    return value == value ? value : std::bit_cast<double>(kNaN64);
+  } else {
+    return FromFloat<T>(value);
+  }
+}
+
+// Calls f with a value of the C++ type that stands for dtype, which has passed validation and isn't
+// float64.
 template <class F>
 decltype(auto) VisitDtype(rmsnorm_dtype dtype, F&& f) {
   switch (dtype) {
@@ -85,7 +107,33 @@ decltype(auto) VisitDtype(rmsnorm_dtype dtype, F&& f) {
   }
 }
 
-constexpr int64_t SizeOf(rmsnorm_dtype dtype) { return dtype == RMSNORM_FLOAT32 ? 4 : 2; }
+constexpr int64_t SizeOf(rmsnorm_dtype dtype) {
+  switch (dtype) {
+    case RMSNORM_FLOAT64:
+      return 8;
+    case RMSNORM_FLOAT32:
+      return 4;
+    default:
+      return 2;
+  }
+}
+
+// The dtype of rstd and dgamma.
+constexpr rmsnorm_dtype RealOf(rmsnorm_dtype x) {
+  return x == RMSNORM_FLOAT64 ? RMSNORM_FLOAT64 : RMSNORM_FLOAT32;
+}
+
+// Element i of an array at any address.
+template <class T>
+T LoadElement(const void* data, int64_t i) {
+  T element;
+  std::memcpy(&element, static_cast<const char*>(data) + i * int64_t{sizeof(T)}, sizeof(T));
+  return element;
+}
+template <class T>
+void StoreElement(void* data, int64_t i, T element) {
+  std::memcpy(static_cast<char*>(data) + i * int64_t{sizeof(T)}, &element, sizeof(T));
+}
 
 template <class T>
 T* RowOf(const rmsnorm_matrix& m, int64_t row) {

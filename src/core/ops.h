@@ -12,10 +12,10 @@
 namespace rmsnorm {
 
 enum class Dtypes {
-  kAny,       // float32, float16 or bfloat16
+  kAny,       // float32, float16 or bfloat16; float64 where all are
   kOfX,       // x's
   kOfXOrF32,  // x's, or float32
-  kF32,
+  kReal,      // float32; float64 where x is
 };
 
 struct TensorSpec {
@@ -69,7 +69,7 @@ inline constexpr AttributeSpec kWanted = {.name = "wanted",
 
 inline constexpr TensorSpec kX = {"x", "[..., *gamma]", Dtypes::kAny};
 inline constexpr TensorSpec kGamma = {"gamma", "[*gamma]", Dtypes::kAny, /*optional=*/true};
-inline constexpr TensorSpec kRstd = {"rstd", "[..., 1 for each of gamma's]", Dtypes::kF32};
+inline constexpr TensorSpec kRstd = {"rstd", "[..., 1 for each of gamma's]", Dtypes::kReal};
 
 namespace rms_norm {
 inline constexpr TensorSpec kInputs[] = {kX, kGamma};
@@ -91,7 +91,7 @@ inline constexpr TensorSpec kDy = {"dy", "like x", Dtypes::kOfXOrF32};
 inline constexpr TensorSpec kInputs[] = {kDy, kX, kGamma, kRstd};
 inline constexpr AttributeSpec kAttributes[] = {kGammaOffset, kWanted};
 inline constexpr TensorSpec kOutputs[] = {{"dx", "like x", Dtypes::kOfX, /*optional=*/true},
-                                          {"dgamma", "[*gamma]", Dtypes::kF32, /*optional=*/true}};
+                                          {"dgamma", "[*gamma]", Dtypes::kReal, /*optional=*/true}};
 }  // namespace rms_norm_backward
 
 inline constexpr OpSpec kRmsNormBackward = {
@@ -110,13 +110,13 @@ inline constexpr std::array kOps = {&kRmsNorm, &kRmsNormBackward};
 constexpr std::string_view Accepted(Dtypes dtypes) {
   switch (dtypes) {
     case Dtypes::kAny:
-      return "float32, float16 or bfloat16";
+      return "float32, float16 or bfloat16 (or float64, with all others)";
     case Dtypes::kOfX:
       return "x's";
     case Dtypes::kOfXOrF32:
       return "x's or float32";
-    case Dtypes::kF32:
-      return "float32";
+    case Dtypes::kReal:
+      return "float32 (float64 where x is)";
   }
   return "";
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/canonical.h"
 #include "rmsnorm/rmsnorm.h"
@@ -14,10 +15,13 @@ namespace rmsnorm {
 // Writes y and rstd of rows [begin, end).
 void ForwardReference(const rmsnorm_forward_args& args, int64_t begin, int64_t end);
 
+// Writes dx and dgamma, without the workspace.
+void BackwardReference(const rmsnorm_backward_args& args);
+
 // Writes dx of rows [begin, end), where begin is a multiple of kLeafRows, and, unless it is null,
-// the tree over those rows' leaves of each column of dy * xhat to column_sums[0 … n).
-void BackwardReference(const rmsnorm_backward_args& args, int64_t begin, int64_t end,
-                       float* column_sums);
+// the tree over those rows' leaves of each column of dy * xhat to column_sums[0 … n). Not float64.
+void BackwardRowsReference(const rmsnorm_backward_args& args, int64_t begin, int64_t end,
+                           float* column_sums);
 
 // The chain of one lane of one leaf. a and b map an index to an element; Real is float or double.
 template <class Real, class A, class B>
@@ -41,14 +45,15 @@ Real Dot(int64_t n, const A& a, const B& b) {
 
 // rstd of a row from the sum of its squares. Where that sum or its square root would leave the
 // range of float, the sum is taken again in double from x, which maps an index to an element.
-template <class X>
-float Rstd(float sum_of_squares, int64_t n, float epsilon, const X& x) {
-  const float t = sum_of_squares / static_cast<float>(n) + epsilon;
-  if (t < 0x1p-90f || t == HUGE_VALF) {
-    const double wide = Dot<double>(n, x, x) / static_cast<double>(n) + double{epsilon};
-    return static_cast<float>(1.0 / std::sqrt(wide));
+template <class Real, class X>
+Real Rstd(Real sum_of_squares, int64_t n, Real epsilon, const X& x) {
+  const Real t = sum_of_squares / static_cast<Real>(n) + epsilon;
+  if constexpr (std::is_same_v<Real, float>) {
+    if (t < 0x1p-90f || t == HUGE_VALF) {
+      return static_cast<float>(Rstd<double>(Dot<double>(n, x, x), n, epsilon, x));
+    }
   }
-  return 1.0f / std::sqrt(t);
+  return Real{1} / std::sqrt(t);
 }
 
 }  // namespace rmsnorm

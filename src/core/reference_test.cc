@@ -113,7 +113,7 @@ TEST(Reference, GradientsAreThoseOfTheFormula) {
     Operands call({.gamma_offset = 1, .rows = 35, .n = n});
     const int64_t rows = call.c.rows;
     ForwardReference(call.Forward(), 0, rows);
-    BackwardReference(call.Backward(), 0, rows, call.dgamma.data());
+    BackwardReference(call.Backward());
     std::vector<long double> dgamma(n, 0), magnitude(n, 0);
     for (int64_t r = 0; r < rows; ++r) {
       const long double rstd = call.rstd[r];
@@ -135,6 +135,45 @@ TEST(Reference, GradientsAreThoseOfTheFormula) {
       EXPECT_LE(std::fabs(call.dgamma[i] - dgamma[i]), 24 * 0x1p-24L * magnitude[i]);
     }
   }
+}
+
+// Every array holds doubles; the workspace isn't needed.
+TEST(Reference, Float64IsComputedInDouble) {
+  const int64_t rows = 18, n = 600;
+  testing::Random random(1);
+  std::vector<double> x(rows * n), dy(rows * n), gamma(n), y(rows * n), dx(rows * n);
+  std::vector<double> rstd(rows), dgamma(n), exact_dgamma(n, 0.0);
+  for (auto* values : {&x, &dy, &gamma}) {
+    for (double& value : *values) value = random.Value() * (1 + 1e-12);
+  }
+  rmsnorm_forward_args forward = Operands({.rows = rows, .n = n}).Forward();
+  forward.x = {x.data(), n, RMSNORM_FLOAT64};
+  forward.gamma = {gamma.data(), RMSNORM_FLOAT64};
+  forward.y = {y.data(), n, RMSNORM_FLOAT64};
+  forward.rstd = rstd.data();
+  ASSERT_EQ(rmsnorm_forward(&forward, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  Operands call({.rows = rows, .n = n});
+  rmsnorm_backward_args backward = call.Backward();
+  backward.dy = {dy.data(), n, RMSNORM_FLOAT64};
+  backward.x = forward.x;
+  backward.gamma = forward.gamma;
+  backward.rstd = rstd.data();
+  backward.dx = {dx.data(), n, RMSNORM_FLOAT64};
+  backward.dgamma = dgamma.data();
+  ASSERT_EQ(rmsnorm_backward(&backward, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  for (int64_t r = 0; r < rows; ++r) {
+    long double sum = 0, c = 0;
+    for (int64_t i = r * n; i < (r + 1) * n; ++i) sum += static_cast<long double>(x[i]) * x[i];
+    const long double scale = 1 / std::sqrt(sum / n + static_cast<long double>(1e-6));
+    for (int64_t i = 0; i < n; ++i) c += dy[r * n + i] * gamma[i] * x[r * n + i] * scale / n;
+    for (int64_t i = 0; i < n; ++i) {
+      const long double xhat = x[r * n + i] * scale;
+      EXPECT_NEAR(y[r * n + i], xhat * gamma[i], 1e-14);
+      EXPECT_NEAR(dx[r * n + i], (dy[r * n + i] * gamma[i] - xhat * c) * scale, 1e-14);
+      exact_dgamma[i] += dy[r * n + i] * xhat;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) EXPECT_NEAR(dgamma[i], exact_dgamma[i], 1e-13);
 }
 
 }  // namespace

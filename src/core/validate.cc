@@ -35,6 +35,8 @@ const char* Name(rmsnorm_dtype dtype) {
       return "float16";
     case RMSNORM_BFLOAT16:
       return "bfloat16";
+    case RMSNORM_FLOAT64:
+      return "float64";
     default:
       return nullptr;
   }
@@ -79,16 +81,18 @@ bool CheckDtype(const TensorSpec& spec, rmsnorm_dtype dtype, rmsnorm_dtype x_dty
     return Reject(message, "%s: dtype %d is unknown; expected %s", spec.name.data(), dtype,
                   spec.dtypes == Dtypes::kAny ? expected : Name(x_dtype));
   }
-  const bool of_x = dtype == x_dtype;
-  const bool accepted = spec.dtypes == Dtypes::kAny || of_x ||
-                        (spec.dtypes == Dtypes::kOfXOrF32 && dtype == RMSNORM_FLOAT32);
+  const bool wide = x_dtype == RMSNORM_FLOAT64 || dtype == RMSNORM_FLOAT64;
+  const bool accepted = dtype == x_dtype ||
+                        (!wide && (spec.dtypes == Dtypes::kAny ||
+                                   (spec.dtypes == Dtypes::kOfXOrF32 && dtype == RMSNORM_FLOAT32)));
   if (accepted) return true;
   return Reject(message, "%s: dtype %s; expected %s, and x is %s", spec.name.data(), name, expected,
                 Name(x_dtype));
 }
 
-bool CheckVector(const TensorSpec& spec, const rmsnorm_vector& vector, Message& message) {
-  return vector.data == nullptr || CheckDtype(spec, vector.dtype, RMSNORM_FLOAT32, message);
+bool CheckVector(const TensorSpec& spec, const rmsnorm_vector& vector, rmsnorm_dtype x_dtype,
+                 Message& message) {
+  return vector.data == nullptr || CheckDtype(spec, vector.dtype, x_dtype, message);
 }
 
 enum class Access { kRead, kWrite };
@@ -248,14 +252,15 @@ bool Validate(const rmsnorm_forward_args* args, Message& message) {
   const TensorSpec& y = kRmsNorm.outputs[0];
   if (!(ValidateCounts(a.rows, a.n, message) &&
         CheckMatrix(kX, a.x, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
-        CheckVector(kGamma, a.gamma, message) &&
+        CheckVector(kGamma, a.gamma, a.x.dtype, message) &&
         CheckMatrix(y, a.y, a.rows, a.n, a.x.dtype, Access::kWrite, message) &&
         CheckNumber(kEpsilon, a.epsilon, message) &&
         CheckOffset(a.gamma, a.gamma_offset, message) && CheckRounding(a.rounding, message))) {
     return false;
   }
+  const int64_t real = SizeOf(RealOf(a.x.dtype));
   const Region writes[] = {MatrixRegion(y, a.y, a.rows, a.n),
-                           VectorRegion("rstd", a.rstd, 4 * a.rows)};
+                           VectorRegion("rstd", a.rstd, real * a.rows)};
   const Region reads[] = {VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype))};
   return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), writes[0].name, message);
 }
@@ -268,20 +273,22 @@ bool Validate(const rmsnorm_backward_args* args, Message& message) {
   if (!(ValidateCounts(a.rows, a.n, message) &&
         CheckMatrix(kX, a.x, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
         CheckMatrix(dy, a.dy, a.rows, a.n, a.x.dtype, Access::kRead, message) &&
-        CheckVector(kGamma, a.gamma, message) && CheckOffset(a.gamma, a.gamma_offset, message) &&
+        CheckVector(kGamma, a.gamma, a.x.dtype, message) &&
+        CheckOffset(a.gamma, a.gamma_offset, message) &&
         (a.dx.data == nullptr ||
          CheckMatrix(dx, a.dx, a.rows, a.n, a.x.dtype, Access::kWrite, message)))) {
     return false;
   }
   if (a.rstd == nullptr && a.rows > 0) return Reject(message, "rstd: null; expected [rows]");
   if (!CheckWorkspace(a, message)) return false;
+  const int64_t real = SizeOf(RealOf(a.x.dtype));
   const Region writes[] = {
-      MatrixRegion(dx, a.dx, a.rows, a.n), VectorRegion("dgamma", a.dgamma, 4 * a.n),
+      MatrixRegion(dx, a.dx, a.rows, a.n), VectorRegion("dgamma", a.dgamma, real * a.n),
       VectorRegion("workspace", a.dgamma ? a.workspace : nullptr,
                    static_cast<int64_t>(std::min<uint64_t>(a.workspace_size, kMaxBytes)))};
   const Region reads[] = {MatrixRegion(dy, a.dy, a.rows, a.n),
                           VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype)),
-                          VectorRegion("rstd", a.rstd, 4 * a.rows)};
+                          VectorRegion("rstd", a.rstd, real * a.rows)};
   return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), nullptr, message);
 }
 

@@ -91,7 +91,7 @@ class BackwardRowsOf {
     const DF d;
     const size_t rest = n_ % kLanes;
     const float gamma_offset = static_cast<float>(args_.gamma_offset);
-    const float rstd = args_.rstd[row];
+    const float rstd = LoadElement<float>(args_.rstd, row);
     const TDY* dy = RowOf<TDY>(args_.dy, row);
     const TX* x = RowOf<TX>(args_.x, row);
     TX* dx = args_.dx.data != nullptr ? RowOf<TX>(args_.dx, row) : nullptr;
@@ -116,8 +116,8 @@ class BackwardRowsOf {
   const Tail<TG> gamma_tail_;
 };
 
-// Rows [begin, end): BackwardReference, in the widest vectors of this target. slots: the partial
-// sums of a ColumnBlocks block, or null.
+// Rows [begin, end): BackwardRowsReference, in the widest vectors of this target. slots: the
+// partial sums of a ColumnBlocks block, or null.
 void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, float* slots) {
   const int64_t first = begin / kLeafRows;
   const int64_t leaves = CeilDiv(end - begin, kLeafRows);
@@ -137,7 +137,7 @@ void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end,
 #else  // Without a fused multiply-add there is no fast way to the same bits.
 
 void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, float* slots) {
-  BackwardReference(args, begin, end, slots);
+  BackwardRowsReference(args, begin, end, slots);
 }
 
 #endif
@@ -167,7 +167,7 @@ void FoldBlocks(const ColumnBlocks& blocks, const rmsnorm_backward_args& args, i
   for (int64_t i = begin; i < end; ++i) {
     const auto block_sum = [&](int64_t block) { return slots[block * blocks.slots * args.n + i]; };
     const float sum = blocks.blocks > 0 ? Tree<float>(0, blocks.blocks, block_sum) : 0.0f;
-    args.dgamma[i] = FromFloat<float>(sum + 0.0f);
+    StoreElement(args.dgamma, i, FromFloat<float>(sum + 0.0f));
   }
 }
 
@@ -178,8 +178,9 @@ int64_t BackwardWorkspace(int64_t rows, int64_t n, const rmsnorm_runner* runner)
 }
 
 void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
+  if (args.x.dtype == RMSNORM_FLOAT64) return BackwardReference(args);
   const auto backward_rows =
-      UsesReference() ? &BackwardReference : &HWY_DYNAMIC_DISPATCH(BackwardRows);
+      UsesReference() ? &BackwardRowsReference : &HWY_DYNAMIC_DISPATCH(BackwardRows);
   const int64_t row_bytes = args.n * (2 * SizeOf(args.x.dtype) + SizeOf(args.dy.dtype));
   if (args.dgamma == nullptr) {
     ParallelFor(runner, args.rows, kLeafRows, row_bytes,

@@ -51,7 +51,8 @@ void ForwardRowsOf(const rmsnorm_forward_args& args, int64_t begin, int64_t end)
     TY* y = RowOf<TY>(args.y, row);
     const Tail<TX> x_tail(x, n);
     const float s = DotOfRow(d, n, Squares<TX>{x}, Squares<TX>{x_tail.data});
-    const float rstd = Rstd(s, args.n, epsilon, [x](int64_t i) { return ToFloat(x[i]); });
+    const float rstd =
+        Rstd(s, args.n, epsilon, [x](int64_t i) { return ToFloat(LoadElement<TX>(x, i)); });
     ScaleColumns<kBeforeGamma>(d, n - rest, x, rstd, Scale<TG>{gamma, gamma_offset}, y);
     if (rest > 0) {
       Tail<TY> y_tail;
@@ -59,7 +60,7 @@ void ForwardRowsOf(const rmsnorm_forward_args& args, int64_t begin, int64_t end)
                                  Scale<TG>{gamma_tail.data, gamma_offset}, y_tail.data);
       y_tail.Store(y, n);
     }
-    if (args.rstd != nullptr) args.rstd[row] = FromFloat<float>(rstd);
+    if (args.rstd != nullptr) StoreElement(args.rstd, row, FromFloat<float>(rstd));
   }
 }
 
@@ -102,8 +103,8 @@ namespace rmsnorm::cpu {
 HWY_EXPORT(ForwardRows);
 
 void Forward(const rmsnorm_forward_args& args, const rmsnorm_runner* runner) {
-  const auto forward_rows =
-      UsesReference() ? &ForwardReference : &HWY_DYNAMIC_DISPATCH(ForwardRows);
+  const bool reference = UsesReference() || args.x.dtype == RMSNORM_FLOAT64;
+  const auto forward_rows = reference ? &ForwardReference : &HWY_DYNAMIC_DISPATCH(ForwardRows);
   const int64_t row_bytes = args.n * (SizeOf(args.x.dtype) + SizeOf(args.y.dtype));
   ParallelFor(runner, args.rows, /*unit=*/1, row_bytes,
               [&](int64_t begin, int64_t end) { forward_rows(args, begin, end); });
