@@ -3,6 +3,7 @@
 
 #include "core/ops.h"
 #include "core/validate.h"
+#include "cpu/arithmetic.h"
 #include "cpu/backward.h"
 #include "cpu/float_mode.h"
 #include "cpu/forward.h"
@@ -63,4 +64,19 @@ rmsnorm_status rmsnorm_use_cpu_target(const char* name) {
   std::snprintf(message.text, sizeof(message.text), "name: %s; expected one of %s", name,
                 rmsnorm::cpu::TargetNames());
   return RMSNORM_INVALID_ARGUMENT;
+}
+
+rmsnorm_status rmsnorm_check_arithmetic(void) {
+  rmsnorm::Message& message = NewMessage();
+  const char* broken = rmsnorm::cpu::BrokenRule();
+  if (broken == nullptr) return RMSNORM_OK;
+  std::snprintf(message.text, sizeof(message.text),
+                "arithmetic: the compiled code breaks the rule that %s; build it with %s", broken,
+                RMSNORM_ARITHMETIC_FLAGS);
+  return RMSNORM_BROKEN_ARITHMETIC;
+}
+
+const char* rmsnorm_build(void) {
+  return "{\"version\": \"" RMSNORM_VERSION "\", \"compiler\": \"" RMSNORM_COMPILER
+         "\", \"flags\": \"" RMSNORM_FLAGS "\"}";
 }

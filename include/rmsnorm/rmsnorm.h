@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 typedef int32_t rmsnorm_status;
-enum { RMSNORM_OK = 0, RMSNORM_INVALID_ARGUMENT = 1 };
+enum { RMSNORM_OK = 0, RMSNORM_INVALID_ARGUMENT = 1, RMSNORM_BROKEN_ARITHMETIC = 2 };
 
 typedef int32_t rmsnorm_dtype;
 enum {
@@ -131,6 +131,14 @@ RMSNORM_API const char* rmsnorm_cpu_targets(void);
 // Makes all later calls of this process use one instruction set by its name; NULL: the best.
 // For tests and measurements: it changes speed, never bits. Not while another call runs.
 RMSNORM_API rmsnorm_status rmsnorm_use_cpu_target(const char* name);
+
+// Whether the instruction set in use computes as the contract says: no product and sum fused that
+// the code keeps apart, fma fused, subnormals kept, quotients and roots rounded correctly. A build
+// with other compiler flags may not: RMSNORM_BROKEN_ARITHMETIC, and a message that names the rule.
+RMSNORM_API rmsnorm_status rmsnorm_check_arithmetic(void);
+
+// How this library was built, as JSON: version, compiler, flags.
+RMSNORM_API const char* rmsnorm_build(void);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,29 @@
+// Every target computes as the contract says, and a canary that cannot fail would be none.
+#include "cpu/arithmetic.h"
+
+#include "testing.h"
+
+namespace rmsnorm {
+namespace {
+
+class Arithmetic : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Arithmetic, KeepsEveryRule) {
+  const testing::WithTarget target(GetParam());
+  EXPECT_EQ(cpu::BrokenRule(), nullptr) << cpu::BrokenRule();
+  EXPECT_EQ(rmsnorm_check_arithmetic(), RMSNORM_OK) << rmsnorm_last_error();
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Arithmetic, ::testing::ValuesIn(testing::Targets()),
+                         [](const auto& info) { return info.param; });
+
+TEST(Build, SaysTheFlagsThatDecideBits) {
+  const std::string build = rmsnorm_build();
+  for (const char* part :
+       {"\"version\": \"" RMSNORM_VERSION, "\"compiler\": \"", "-ffp-contract=off"}) {
+    EXPECT_NE(build.find(part), std::string::npos) << build;
+  }
+}
+
+}  // namespace
+}  // namespace rmsnorm
