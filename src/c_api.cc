@@ -71,8 +71,9 @@ rmsnorm_status rmsnorm_check_arithmetic(void) {
   const char* broken = rmsnorm::cpu::BrokenRule();
   if (broken == nullptr) return RMSNORM_OK;
   std::snprintf(message.text, sizeof(message.text),
-                "arithmetic: the compiled code breaks the rule that %s; build it with %s", broken,
-                RMSNORM_ARITHMETIC_FLAGS);
+                "arithmetic: the compiled code breaks the rule that %s; build it with "
+                "-ffp-contract=off and without -ffast-math",
+                broken);
   return RMSNORM_BROKEN_ARITHMETIC;
 }
 

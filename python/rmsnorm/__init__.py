@@ -1,9 +1,16 @@
 """The fused RMSNorm operator and its gradient: the same bits everywhere, at the speed of memory."""
 
-from rmsnorm.functional import npu_rms_norm, npu_rms_norm_backward, rms_norm
+from typing import Any
+
 from rmsnorm.library import cpu_targets, operators, use_cpu_target
-from rmsnorm.module import RMSNorm
-from rmsnorm.patch import Report, patch, unpatch
+
+_why_not: Exception | None = None
+try:
+    from rmsnorm.functional import npu_rms_norm, npu_rms_norm_backward, rms_norm
+    from rmsnorm.module import RMSNorm
+    from rmsnorm.patch import Report, patch, unpatch
+except (ArithmeticError, ImportError, OSError) as error:
+    _why_not = error  # the core and `rmsnorm doctor` work without PyTorch
 
 __all__ = [
     "RMSNorm",
@@ -17,3 +24,12 @@ __all__ = [
     "unpatch",
     "use_cpu_target",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        raise ImportError(
+            f"rmsnorm.{name}: the PyTorch operators could not be loaded: {_why_not}; "
+            "`rmsnorm doctor` says more"
+        ) from _why_not
+    raise AttributeError(f"module 'rmsnorm' has no attribute {name!r}")

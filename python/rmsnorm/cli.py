@@ -1,4 +1,4 @@
-"""The command line: rmsnorm demo | bench | ops."""
+"""The command line: rmsnorm demo | bench | ops | doctor."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +34,24 @@ def bench(out: Out = Path("out")) -> None:
     from rmsnorm import bench
 
     bench.run(out)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Check that the bits on this machine are the promised ones, and tell what it is made of."""
+    import json
+
+    from rmsnorm import doctor
+
+    report = doctor.examine()
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        doctor.show(report)
+    if report["problems"]:
+        raise typer.Exit(1)
 
 
 @app.command()

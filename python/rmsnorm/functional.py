@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rmsnorm import library
 
+library.check_arithmetic()
 torch.ops.load_library(library.FOLDER / "librmsnorm_torch.so")
 
 from rmsnorm import fake  # noqa: E402, F401  (registers itself with the operators just loaded)

@@ -1,25 +1,88 @@
-"""The compiled library: loading it, and the calls of its C interface that take no tensor."""
+"""The compiled core: its C interface (include/rmsnorm/rmsnorm.h), without PyTorch."""
 
 import ctypes
 import functools
 import json
+from ctypes import c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "lib"
 
+DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
+ROUNDINGS = {"once": 1, "before_gamma": 2}
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("row_stride", c_int64), ("dtype", c_int32))
+
+
+class Vector(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("dtype", c_int32))
+
+
+class ForwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("rows", c_int64),
+        ("n", c_int64),
+        ("x", Matrix),
+        ("gamma", Vector),
+        ("y", Matrix),
+        ("rstd", c_void_p),
+        ("epsilon", c_double),
+        ("gamma_offset", c_double),
+        ("rounding", c_int32),
+    )
+
+
+class BackwardArgs(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("rows", c_int64),
+        ("n", c_int64),
+        ("dy", Matrix),
+        ("x", Matrix),
+        ("gamma", Vector),
+        ("rstd", c_void_p),
+        ("dx", Matrix),
+        ("dgamma", c_void_p),
+        ("gamma_offset", c_double),
+        ("workspace", c_void_p),
+        ("workspace_size", c_size_t),
+    )
+
 
 @functools.cache
 def core() -> ctypes.CDLL:
-    """The C interface of include/rmsnorm/rmsnorm.h."""
+    """The C interface.
+
+    Raises:
+        OSError: the library is missing or doesn't run on this machine.
+    """
     library = ctypes.CDLL(str(FOLDER / "librmsnorm.so"))
-    for name in ("rmsnorm_last_error", "rmsnorm_operators", "rmsnorm_cpu_targets"):
-        getattr(library, name).restype = ctypes.c_char_p
+    for name in ("last_error", "operators", "cpu_targets", "build"):
+        getattr(library, f"rmsnorm_{name}").restype = c_char_p
+    library.rmsnorm_forward.argtypes = (ctypes.POINTER(ForwardArgs), c_void_p)
+    library.rmsnorm_backward.argtypes = (ctypes.POINTER(BackwardArgs), c_void_p)
+    library.rmsnorm_backward_workspace.argtypes = (c_int64, c_int64, c_void_p)
+    library.rmsnorm_backward_workspace.restype = c_size_t
     return library
+
+
+def check(status: int) -> None:
+    """Raises the message of the last call as a ValueError unless its status is RMSNORM_OK."""
+    if status != 0:
+        raise ValueError(core().rmsnorm_last_error().decode())
 
 
 def operators() -> list[dict]:
     """Every operator of core/ops.h: its name, formula, inputs, attributes, outputs, source."""
     return json.loads(core().rmsnorm_operators())
+
+
+def build() -> dict[str, str]:
+    """How the library was built: version, compiler, flags."""
+    return json.loads(core().rmsnorm_build())
 
 
 def cpu_targets() -> list[str]:
@@ -35,5 +98,14 @@ def use_cpu_target(name: str | None) -> None:
     Raises:
         ValueError: name is not one of cpu_targets().
     """
-    if core().rmsnorm_use_cpu_target(None if name is None else name.encode()) != 0:
-        raise ValueError(core().rmsnorm_last_error().decode())
+    check(core().rmsnorm_use_cpu_target(None if name is None else name.encode()))
+
+
+def check_arithmetic() -> None:
+    """See that the compiled code of the instruction set in use keeps the contract's arithmetic.
+
+    Raises:
+        ArithmeticError: it doesn't; the text names the rule that it breaks.
+    """
+    if core().rmsnorm_check_arithmetic() != 0:
+        raise ArithmeticError(core().rmsnorm_last_error().decode())

@@ -1,0 +1,133 @@
+"""What this machine, this build and this PyTorch are, and whether the bits are the promised ones.
+
+Everything is optional: what cannot be loaded is reported with the reason.
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rmsnorm import digests, flush, library
+
+
+def examine() -> dict[str, Any]:
+    """The report, fit for JSON. Its "problems" say in words what is wrong: none, an empty list."""
+    problems: list[str] = []
+    flushed_before = flush.flushes_subnormals()
+    return {
+        "system": _system(),
+        "library": _library(problems),
+        "pytorch": _pytorch(problems),
+        "flush_to_zero": _flush(flushed_before),
+        "problems": problems,
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as a table for people."""
+    table = Table(show_header=False, title="rmsnorm doctor", title_justify="left")
+    for section in ("system", "library", "pytorch", "flush_to_zero"):
+        table.add_section()
+        for name, value in report[section].items():
+            table.add_row(f"{section} {name}".replace("_", " "), _text(value))
+    console = Console()
+    console.print(table, markup=False)
+    for problem in report["problems"]:
+        console.print(f"PROBLEM {problem}", markup=False, soft_wrap=True)
+    if not report["problems"]:
+        console.print("No problem found.")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_text(item)}" for name, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _system() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
+
+
+def _cpu() -> str:
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown'} ({platform.machine()})"
+
+
+def _library(problems: list[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {"path": str(library.FOLDER)}
+    try:
+        facts |= library.build()
+    except (OSError, AttributeError) as error:
+        problems.append(f"library: {error}")
+        return facts | {"error": str(error)}
+    facts["targets"] = library.cpu_targets()
+    facts["arithmetic"], facts["digests"] = {}, {}
+    for target in facts["targets"]:
+        library.use_cpu_target(target)
+        try:
+            library.check_arithmetic()
+            facts["arithmetic"][target] = "as the contract says"
+        except ArithmeticError as error:
+            problems.append(f"{target}: {error}")
+            facts["arithmetic"][target] = str(error)
+        facts["digests"][target] = _digests(target, digests.run_core, problems)
+    library.use_cpu_target(None)
+    return facts
+
+
+def _digests(name: str, run: digests.Run, problems: list[str]) -> str:
+    found = digests.compute(run)
+    different = digests.differences(found)
+    problems.extend(f"{name}: other bits in {what}" for what in different)
+    count = len(digests.RESULTS) * len(found)
+    return f"{count - len(different)} of {count} agree"
+
+
+def _pytorch(problems: list[str]) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        return {"version": f"not installed ({error})"}
+    facts: dict[str, Any] = {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda or "not built with CUDA",
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+    try:
+        import rmsnorm.functional  # noqa: F401
+    except (ArithmeticError, ImportError, OSError) as error:
+        problems.append(f"pytorch: the operators could not be loaded: {error}")
+        return facts | {"operators": f"not loaded: {error}"}
+    facts["operators"] = "loaded"
+    facts["digests"] = {"cpu": _digests("pytorch cpu", digests.run_torch, problems)}
+    return facts
+
+
+def _flush(flushed_before: bool) -> dict[str, Any]:
+    """No problem for our bits: our calls set the modes that they need. Other code may mind."""
+    facts: dict[str, Any] = {
+        "on before PyTorch was loaded": flushed_before,
+        "on now": flush.flushes_subnormals(),
+    }
+    try:
+        facts["set by"] = flush.libraries_that_flush()
+    except (AttributeError, OSError) as error:
+        facts["set by"] = f"unknown: {error}"
+    return facts
