@@ -2,6 +2,8 @@
 //   OMP_NUM_THREADS=1 rmsnorm_bench --benchmark_repetitions=7
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -53,8 +55,7 @@ void Copy(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * 2 * call.bytes);
 }
 
-void Forward(benchmark::State& state) {
-  const Call call(state);
+void RunForward(benchmark::State& state, const Call& call) {
   rmsnorm_forward_args args = {};
   args.size = sizeof(args);
   args.rows = call.rows;
@@ -69,6 +70,17 @@ void Forward(benchmark::State& state) {
     if (rmsnorm_forward(&args, nullptr)) state.SkipWithError(rmsnorm_last_error());
   }
   state.SetBytesProcessed(state.iterations() * 2 * call.bytes);
+}
+
+void Forward(benchmark::State& state) { RunForward(state, Call(state)); }
+
+// Rows of 2^exponent in float32: 0 is normal; -140 makes x and y subnormal; 100 has squares beyond
+// float32, so that the sum is taken again in binary64.
+void ForwardOfPowers(benchmark::State& state) {
+  const Call call(state);
+  const float value = std::ldexp(1.0f, static_cast<int>(state.range(3)));
+  std::fill_n(static_cast<float*>(call.x.get()), call.rows * call.n, value);
+  RunForward(state, call);
 }
 
 void Backward(benchmark::State& state) {
@@ -107,6 +119,10 @@ void Shapes(benchmark::internal::Benchmark* bench) {
 
 BENCHMARK(Copy)->Apply(Shapes);
 BENCHMARK(Forward)->Apply(Shapes);
+BENCHMARK(ForwardOfPowers)
+    ->ArgNames({"rows", "n", "dtype", "exponent"})
+    ->ArgsProduct({{512}, {4096}, {RMSNORM_FLOAT32}, {0, -140, 100}})
+    ->UseRealTime();
 BENCHMARK(Backward)->Apply(Shapes);
 
 }  // namespace
