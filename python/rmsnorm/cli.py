@@ -41,17 +41,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     """Check that the bits on this machine are the promised ones, and tell what it is made of."""
-    import json
-
     from rmsnorm import doctor
 
-    report = doctor.examine()
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        doctor.show(report)
-    if report["problems"]:
-        raise typer.Exit(1)
+    doctor.run(as_json)
 
 
 @app.command()

@@ -1,16 +1,15 @@
 """What this machine, this build and this PyTorch are, and whether the bits are the promised ones.
 
-Everything is optional: what cannot be loaded is reported with the reason.
+What cannot be loaded is reported with the reason. `python -m rmsnorm.doctor` prints JSON and needs
+the standard library only.
 """
 
+import json
 import os
 import platform
 import sys
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from rmsnorm import digests, flush, library
 
@@ -30,6 +29,9 @@ def examine() -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """The report as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(show_header=False, title="rmsnorm doctor", title_justify="left")
     for section in ("system", "library", "pytorch", "flush_to_zero"):
         table.add_section()
@@ -131,3 +133,17 @@ def _flush(flushed_before: bool) -> dict[str, Any]:
     except (AttributeError, OSError) as error:
         facts["set by"] = f"unknown: {error}"
     return facts
+
+
+def run(as_json: bool) -> None:
+    """Prints the report and ends the program: status 0 where there is no problem."""
+    report = examine()
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+    sys.exit(1 if report["problems"] else 0)
+
+
+if __name__ == "__main__":
+    run(as_json=True)
