@@ -1,5 +1,6 @@
 // The C interface: check, choose, call.
 #include <cstdio>
+#include <new>
 
 #include "core/ops.h"
 #include "core/validate.h"
@@ -54,7 +55,15 @@ rmsnorm_status rmsnorm_split_shape(const int64_t* x_shape, int64_t x_dims,
 
 const char* rmsnorm_last_error(void) { return last_error.text; }
 
-const char* rmsnorm_operators(void) { return rmsnorm::OpsAsJson().c_str(); }
+const char* rmsnorm_operators(void) {
+  rmsnorm::Message& message = NewMessage();
+  try {
+    return rmsnorm::OpsAsJson().c_str();
+  } catch (const std::bad_alloc&) {
+    std::snprintf(message.text, sizeof(message.text), "operators: out of memory");
+    return nullptr;
+  }
+}
 
 const char* rmsnorm_cpu_targets(void) { return rmsnorm::cpu::TargetNames(); }
 

@@ -122,6 +122,7 @@ RMSNORM_API rmsnorm_status rmsnorm_split_shape(const int64_t* x_shape, int64_t x
 RMSNORM_API const char* rmsnorm_last_error(void);
 
 // The operators, as JSON: name, formula, inputs, attributes, outputs, gradient, source.
+// NULL where memory for them is lacking.
 RMSNORM_API const char* rmsnorm_operators(void);
 
 // Instruction sets of this machine that have kernels, best first, separated by spaces; the scalar
