@@ -95,7 +95,9 @@ typedef struct rmsnorm_runner {
   void (*run)(void* context, int64_t count, rmsnorm_task task, void* data);
 } rmsnorm_runner;
 
-// Computes y and rstd. runner == NULL: OpenMP's threads.
+// Computes y and rstd. runner == NULL: OpenMP's threads, as many as start; inside a parallel region
+// of the caller's, the calling thread alone. So does, even with a runner, the thread with which a
+// fork() of a process of several threads goes on: thread pools don't survive a fork.
 // Bits: the same for every batch, thread count and instruction set (docs/numerics.md).
 // Cost: reads x once from memory, writes y and rstd once.
 // Errors: RMSNORM_INVALID_ARGUMENT and a message, before anything is written.

@@ -8,6 +8,7 @@
 
 #include "core/canonical.h"
 #include "cpu/float_mode.h"
+#include "cpu/team.h"
 
 namespace rmsnorm::cpu {
 namespace {
@@ -35,7 +36,9 @@ void RunPieces(void* data, int64_t begin, int64_t end) {
 }  // namespace
 
 int64_t Threads(const rmsnorm_runner* runner) {
-  return runner != nullptr ? runner->threads : omp_get_max_threads();
+  if (LostItsThreads()) return 1;
+  if (runner != nullptr) return runner->threads;
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
 }
 
 void RunRanges(const rmsnorm_runner* runner, int64_t count, int64_t unit, int64_t bytes_each,
@@ -51,7 +54,10 @@ void RunRanges(const rmsnorm_runner* runner, int64_t count, int64_t unit, int64_
   } else if (runner != nullptr) {
     runner->run(runner->context, pieces, RunPieces, &work);
   } else {
-#pragma omp parallel for num_threads(static_cast<int>(pieces)) schedule(static)
+    // The whole team, for fewer pieces too: GNU's OpenMP ends threads that a team leaves out, and
+    // starts them anew for the next one, at some 10 microseconds each.
+    const int team = Team(omp_get_max_threads());
+#pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t i = 0; i < pieces; ++i) work.Run(i, i + 1);
   }
 }
