@@ -3,6 +3,8 @@
 
 #include <omp.h>
 
+#include <bit>
+
 #include "core/reference.h"
 #include "testing.h"
 
@@ -110,18 +112,26 @@ TEST_P(BackwardOnEveryTarget, NoRowsGiveAGradientOfZeroForGamma) {
   EXPECT_TRUE(testing::SameBits(call.dgamma, std::vector<float>(100, 0.0f)));
 }
 
-TEST_P(BackwardOnEveryTarget, AnRstdThatIsWrongStillGivesTheBitsOfTheReference) {
-  const Case c{.rows = 20, .n = 100};
-  Operands expected(c), actual(c);
-  for (int64_t r = 0; r < c.rows; ++r) {
-    const float wrong[] = {0.0f, HUGE_VALF, std::nanf(""), -1.0f};
-    expected.rstd[r] = actual.rstd[r] = wrong[r % 4];
+TEST_P(BackwardOnEveryTarget, AnRstdThatIsWrongStillGivesTheBitsOfTheReferenceAndNoOtherBytes) {
+  const float wrong[] = {0.0f, -0.0f, HUGE_VALF, -HUGE_VALF, std::nanf(""), -1.0f, 1e-45f, 3e38f};
+  for (const int64_t n : {5, 100, 577}) {
+    for (Case c : testing::EveryType(/*rows=*/40, n)) {
+      c.gap = 3;
+      Operands expected(c), actual(c);
+      testing::Random random(/*seed=*/n);
+      for (int64_t r = 0; r < c.rows; ++r) {
+        const uint32_t any_bits = static_cast<uint32_t>(random.Bits());
+        const float rstd = r % 2 ? std::bit_cast<float>(any_bits) : wrong[r / 2 % 8];
+        expected.rstd[r] = actual.rstd[r] = rstd;
+      }
+      for (Operands* call : {&expected, &actual}) call->dgamma.resize(n + 16, -1);  // canaries
+      BackwardReference(expected.Backward());
+      const rmsnorm_backward_args args = actual.Backward();
+      ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+      EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes)) << "dx; " << c;
+      EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma)) << "dgamma; " << c;
+    }
   }
-  BackwardReference(expected.Backward());
-  const rmsnorm_backward_args args = actual.Backward();
-  ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
-  EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes));
-  EXPECT_TRUE(testing::SameBits(actual.dgamma, expected.dgamma));
 }
 
 TEST_P(BackwardOnEveryTarget, WhatPaddingMakesOfAnInfiniteRstdIsNotAdded) {
