@@ -116,6 +116,15 @@ void RmsNormOutCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon, do
   if (!y.held.is_same(out)) out.copy_(y.held);
 }
 
+// For negated views, of which PyTorch's fallback needs an operator to return its output.
+void RmsNormOutNegative(const Tensor& x, const MaybeTensor& gamma, double epsilon,
+                        double gamma_offset, std::string_view rounding, Tensor& out) {
+  Tensor y = out.is_neg() ? at::_neg_view(out) : out;  // the memory as it is
+  const MaybeTensor plain_gamma = gamma ? MaybeTensor(gamma->resolve_neg()) : std::nullopt;
+  RmsNormOut(x.resolve_neg(), plain_gamma, epsilon, gamma_offset, rounding, y);
+  if (out.is_neg()) y.neg_();
+}
+
 std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
                                               const MaybeTensor& gamma, const Tensor& rstd,
                                               double gamma_offset, std::array<bool, 2> wanted) {
@@ -193,5 +202,7 @@ TORCH_LIBRARY_IMPL(rmsnorm, CPU, m) {
   m.impl("rms_norm_out", RmsNormOutCpu);
   m.impl("rms_norm_backward", RmsNormBackwardCpu);
 }
+
+TORCH_LIBRARY_IMPL(rmsnorm, Negative, m) { m.impl("rms_norm_out", RmsNormOutNegative); }
 
 }  // namespace rmsnorm::torch_binding
