@@ -55,7 +55,7 @@ void RunRanges(const rmsnorm_runner* runner, int64_t count, int64_t unit, int64_
     runner->run(runner->context, pieces, RunPieces, &work);
   } else {
     // The whole team, for fewer pieces too: GNU's OpenMP ends threads that a team leaves out, and
-    // starts them anew for the next one, at some 10 microseconds each.
+    // starts others for the next one.
     const int team = Team(omp_get_max_threads());
 #pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t i = 0; i < pieces; ++i) work.Run(i, i + 1);
