@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/reference.h"
 #include "rmsnorm/rmsnorm.h"
 
 namespace rmsnorm::testing {
@@ -244,6 +245,38 @@ class Backwards {
   rmsnorm_runner runner_;
 };
 
+// Both directions on the target in use.
+inline void Run(Operands& call, const rmsnorm_runner* runner = nullptr) {
+  const rmsnorm_forward_args forward = call.Forward();
+  EXPECT_EQ(rmsnorm_forward(&forward, runner), RMSNORM_OK) << rmsnorm_last_error();
+  const rmsnorm_backward_args backward = call.Backward(runner);
+  EXPECT_EQ(rmsnorm_backward(&backward, runner), RMSNORM_OK) << rmsnorm_last_error();
+}
+
+// Both directions by the definition.
+inline void RunReference(Operands& call) {
+  ForwardReference(call.Forward(), 0, call.c.rows);
+  BackwardReference(call.Backward());
+}
+
+inline void ExpectSameResults(const Operands& actual, const Operands& expected) {
+  EXPECT_TRUE(SameBits(actual.y.bytes, expected.y.bytes)) << "y; " << actual.c;
+  EXPECT_TRUE(SameBits(actual.rstd, expected.rstd)) << "rstd; " << actual.c;
+  EXPECT_TRUE(SameBits(actual.dx.bytes, expected.dx.bytes)) << "dx; " << actual.c;
+  EXPECT_TRUE(SameBits(actual.dgamma, expected.dgamma)) << "dgamma; " << actual.c;
+}
+
+// A test that runs on every target of the machine, by the name of one.
+class OnEveryTarget : public ::testing::TestWithParam<std::string> {
+ protected:
+  const WithTarget target_{GetParam()};
+};
+
 }  // namespace rmsnorm::testing
+
+// Makes the tests of a suite derived from OnEveryTarget.
+#define RMSNORM_ON_EVERY_TARGET(Suite)                                                         \
+  INSTANTIATE_TEST_SUITE_P(Targets, Suite, ::testing::ValuesIn(::rmsnorm::testing::Targets()), \
+                           [](const auto& info) { return info.param; })
 
 #endif  // RMSNORM_TESTING_H_
