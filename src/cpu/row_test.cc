@@ -1,5 +1,5 @@
-// Lane sums and leaf sums of every target: a wrong fusion shows in all of them, though in few
-// final values.
+// Lane sums, leaf sums and conversions of every target: a wrong fusion shows in all lane sums,
+// though in few final values.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/row_test.cc"
 #include <hwy/foreach_target.h>
@@ -15,6 +15,22 @@ namespace HWY_NAMESPACE {
 
 // Of the leaf that is the whole row of n <= 512 elements: its 64 lane sums, and their tree.
 void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf);
+
+// Of count floats, a multiple of 16: each stored as an element of dtype, and what Rounded makes of
+// it, NaN canonical.
+void Convert(rmsnorm_dtype dtype, const float* values, int64_t count, void* stored, float* rounded);
+
+// The same by the scalar conversions, which define the bits.
+void ConvertOneByOne(rmsnorm_dtype dtype, const float* values, int64_t count, void* stored,
+                     float* rounded) {
+  VisitDtype(dtype, [&](auto element) {
+    for (int64_t i = 0; i < count; ++i) {
+      element = FromFloat<decltype(element)>(values[i]);
+      static_cast<decltype(element)*>(stored)[i] = element;
+      rounded[i] = FromFloat<float>(ToFloat(element));
+    }
+  });
+}
 
 int64_t TargetThatRuns() { return HWY_TARGET; }
 
@@ -48,12 +64,30 @@ void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf
   *leaf = FoldQuads(d, quads, 1);
 }
 
+void Convert(rmsnorm_dtype dtype, const float* values, int64_t count, void* stored,
+             float* rounded) {
+  VisitDtype(dtype, [&](auto element) HWY_ATTR {
+    using T = decltype(element);
+    const DF d;
+    for (int64_t i = 0; i < count; i += hn::Lanes(d)) {
+      const VF v = LoadFloats(d, values + i);
+      StoreFloats(d, v, static_cast<T*>(stored) + i);
+      StoreFloats(d, Rounded<T>(d, v), rounded + i);
+    }
+  });
+}
+
 #else
 
 void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf) {
   const auto at = [](const float* p) { return [p](int64_t i) { return p[i]; }; };
   for (int64_t l = 0; l < kLanes; ++l) lanes[l] = LaneSum<float>(0, l, n, at(a), at(b));
   *leaf = Dot<float>(n, at(a), at(b));
+}
+
+void Convert(rmsnorm_dtype dtype, const float* values, int64_t count, void* stored,
+             float* rounded) {
+  ConvertOneByOne(dtype, values, count, stored, rounded);
 }
 
 #endif
@@ -70,6 +104,7 @@ HWY_AFTER_NAMESPACE();
 namespace rmsnorm::cpu {
 
 HWY_EXPORT(LeafOf);
+HWY_EXPORT(Convert);
 HWY_EXPORT(TargetThatRuns);
 
 namespace {
@@ -91,6 +126,63 @@ TEST_P(EveryTarget, LaneSumsAndLeafSumsHaveTheBitsOfTheReference) {
     EXPECT_TRUE(testing::SameBits(lanes, expected)) << "n = " << n;
     EXPECT_EQ(std::bit_cast<uint32_t>(leaf), std::bit_cast<uint32_t>(Dot<float>(n, a_at, b_at)))
         << "n = " << n;
+  }
+}
+
+// How many of these floats a target converts to other bits than the scalar conversions.
+int64_t CountWrong(rmsnorm_dtype dtype, const std::vector<float>& values) {
+  const int64_t count = static_cast<int64_t>(values.size()), size = SizeOf(dtype);
+  std::vector<uint8_t> stored(count * size), expected_stored(count * size);
+  std::vector<float> rounded(count), expected_rounded(count);
+  HWY_DYNAMIC_DISPATCH(Convert)(dtype, values.data(), count, stored.data(), rounded.data());
+  HWY_STATIC_DISPATCH(ConvertOneByOne)
+  (dtype, values.data(), count, expected_stored.data(), expected_rounded.data());
+  if (stored == expected_stored && testing::SameBits(rounded, expected_rounded)) return 0;
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    wrong += std::memcmp(&stored[i * size], &expected_stored[i * size], size) != 0 ||
+             std::memcmp(&rounded[i], &expected_rounded[i], sizeof(float)) != 0;
+  }
+  return wrong;
+}
+
+// The floats around the ties of both 16-bit types, and a sample of all others.
+std::vector<float> Sample() {
+  std::vector<float> values;
+  const auto add = [&](uint32_t bits) { values.push_back(std::bit_cast<float>(bits)); };
+  for (uint32_t i = 0; i < 1 << 16; ++i) {
+    add(i * 65521u);
+    for (const uint32_t beside : {~0u, 0u, 1u}) {
+      add((i << 16 | 0x8000) + beside);
+      const float code = ToFloat(Float16{static_cast<uint16_t>(i)});
+      const float next = ToFloat(Float16{static_cast<uint16_t>(i + 1)});
+      add(std::bit_cast<uint32_t>(0.5f * (code + next)) + beside);
+    }
+  }
+  values.resize(values.size() / 16 * 16);
+  return values;
+}
+
+TEST_P(EveryTarget, SampledFloatsAndThoseAroundEveryTieConvertToTheScalarBits) {
+  const testing::WithTarget target(GetParam());
+  for (const rmsnorm_dtype dtype : testing::kDtypes) EXPECT_EQ(CountWrong(dtype, Sample()), 0);
+}
+
+TEST_P(EveryTarget, DISABLED_EveryFloatConvertsToTheScalarBits) {
+  if (GetParam() == "reference") GTEST_SKIP() << "is the scalar conversion";
+  const testing::WithTarget target(GetParam());
+  constexpr int64_t kBlock = 1 << 12;
+  for (const rmsnorm_dtype dtype : testing::kDtypes) {
+    int64_t wrong = 0;
+#pragma omp parallel for reduction(+ : wrong)
+    for (int64_t begin = 0; begin < int64_t{1} << 32; begin += kBlock) {
+      std::vector<float> values(kBlock);
+      for (int64_t i = 0; i < kBlock; ++i) {
+        values[i] = std::bit_cast<float>(static_cast<uint32_t>(begin + i));
+      }
+      wrong += CountWrong(dtype, values);
+    }
+    EXPECT_EQ(wrong, 0) << "dtype " << dtype;
   }
 }
 
