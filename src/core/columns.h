@@ -25,8 +25,7 @@ constexpr ColumnBlocks CutColumns(int64_t rows, int64_t n, int64_t max_blocks, i
   for (int64_t block_leaves = 1;; block_leaves *= 2) {
     const int64_t blocks = CeilDiv(leaves, block_leaves);
     const int64_t slots = TreeDepth(block_leaves);
-    const double bytes = 4.0 * static_cast<double>(n) * static_cast<double>(slots * blocks);
-    if (blocks <= 1 || (blocks <= max_blocks && bytes <= static_cast<double>(max_bytes))) {
+    if (blocks <= 1 || (blocks <= max_blocks && slots * blocks <= max_bytes / (4 * n))) {
       return {blocks, block_leaves * kLeafRows, slots, 4 * n * slots * blocks};
     }
   }
