@@ -6,11 +6,11 @@ DEMO ?=
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench clean
+.PHONY: help setup build demo test test-long lint bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BIN)/.requirements ## install what the project needs: apt packages, .venv, PyPI packages
 
@@ -24,6 +24,9 @@ test: build lint ## run every test: C++ (ctest), Python (pytest), format, lint a
 	@cd build && ctest --output-on-failure --parallel 2 --progress
 	@echo "== Python tests"
 	@$(BIN)/pytest -q
+
+test-long: build ## round every float to float16 and bfloat16 on every instruction set; minutes
+	@build/rmsnorm_tests --gtest_also_run_disabled_tests --gtest_filter='*DISABLED_*'
 
 lint: $(BIN)/.requirements ## check formats, lint and types
 	@echo "== format, lint and types"
