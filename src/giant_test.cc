@@ -42,8 +42,8 @@ class Chunks {
     for (int64_t k = 0; k < count; ++k) {
       const auto found = std::find(apart.begin(), apart.end(), k);
       const int64_t place = found == apart.end() ? 0 : 1 + (found - apart.begin());
-      EXPECT_EQ(mmap(at(k), bytes_each, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file,
-                     place * bytes_each),
+      EXPECT_EQ(mmap(at(k), bytes_each, PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, place * bytes_each),
                 at(k));
     }
     close(file);

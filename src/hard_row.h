@@ -39,7 +39,10 @@ inline uint32_t BitsAt(const Elements& elements, int64_t i) {
   return bits;
 }
 
-inline uint32_t NaNBits(rmsnorm_dtype dtype) { return dtype == RMSNORM_FLOAT32 ? kNaN32 : kNaN16; }
+// Of the one NaN that is written.
+inline uint32_t NaNBits(rmsnorm_dtype dtype) {
+  return dtype == RMSNORM_FLOAT32 ? 0x7FFFFFFF : 0x7FFF;
+}
 
 inline std::span<const uint8_t> RowBytes(const Elements& elements, int64_t row) {
   const int64_t bytes = elements.row_stride * SizeOf(elements.dtype);

@@ -64,7 +64,8 @@ TEST_P(SpecialValues, AnInfinityOfXReachesNoOtherColumnOfDgamma) {
     Operands alone = testing::WithoutHardRow(call);
     testing::Run(alone);
     for (int64_t i = 0; i < c.n; ++i) {
-      EXPECT_EQ(Bits(call.dgamma[i]), i == at ? kNaN32 : Bits(alone.dgamma[i])) << c << ", i " << i;
+      EXPECT_EQ(Bits(call.dgamma[i]), i == at ? NaNBits(RMSNORM_FLOAT32) : Bits(alone.dgamma[i]))
+          << c << ", i " << i;
     }
   });
 }
@@ -103,10 +104,12 @@ TEST_P(SpecialValues, ANaNOfXMakesItsRowAndDgammaTheOneNaN) {
   ForColumnsOfEveryType([](const Case& c, int64_t at) {
     for (const uint32_t nan : NaNsOf(c.x)) {
       const Operands call = RunHard(c, [&](Operands& in) { SetBits(in.x, Hard(c, at), nan); });
-      EXPECT_EQ(Bits(call.rstd[kHardRow]), kNaN32);
+      EXPECT_EQ(Bits(call.rstd[kHardRow]), NaNBits(RMSNORM_FLOAT32));
       ExpectNaNRow(call.y, kHardRow, c);
       ExpectNaNRow(call.dx, kHardRow, c);
-      EXPECT_TRUE(testing::SameBits(call.dgamma, std::vector<uint32_t>(c.n, kNaN32))) << c;
+      EXPECT_TRUE(
+          testing::SameBits(call.dgamma, std::vector<uint32_t>(c.n, NaNBits(RMSNORM_FLOAT32))))
+          << c;
     }
   });
 }
@@ -117,7 +120,9 @@ TEST_P(SpecialValues, ANaNOfDyMakesItsRowOfDxAndItsColumnOfDgammaTheOneNaN) {
       const Operands call = RunHard(c, [&](Operands& in) { SetBits(in.dy, Hard(c, at), nan); });
       ExpectNaNRow(call.dx, kHardRow, c);
       for (int64_t i = 0; i < c.n; ++i) {
-        EXPECT_TRUE(i == at ? Bits(call.dgamma[i]) == kNaN32 : std::isfinite(call.dgamma[i])) << c;
+        EXPECT_TRUE(i == at ? Bits(call.dgamma[i]) == NaNBits(RMSNORM_FLOAT32)
+                            : std::isfinite(call.dgamma[i]))
+            << c;
       }
     }
   });
@@ -150,7 +155,9 @@ TEST_P(SpecialValues, ZerosWithEpsilonZeroMakeRstdInfiniteAndTheRowNaN) {
     EXPECT_EQ(Bits(call.rstd[kHardRow]), 0x7F800000u);
     ExpectNaNRow(call.y, kHardRow, c);
     ExpectNaNRow(call.dx, kHardRow, c);
-    EXPECT_TRUE(testing::SameBits(call.dgamma, std::vector<uint32_t>(c.n, kNaN32))) << c;
+    EXPECT_TRUE(
+        testing::SameBits(call.dgamma, std::vector<uint32_t>(c.n, NaNBits(RMSNORM_FLOAT32))))
+        << c;
   }
 }
 
@@ -217,20 +224,21 @@ constexpr Rounding kNearTheLargest[] = {
 
 // rstd is exactly 1 and c exactly 0, so that y and dx are gamma with a sign, rounded.
 TEST_P(SpecialValues, OverflowOf16BitsIsRoundedToNearestAndGivesInfinity) {
-  for (const auto& [dtype, value, bits] : kNearTheLargest) {
+  for (const Rounding& near : kNearTheLargest) {
     for (const int64_t n : {4, 64}) {
       for (const rmsnorm_rounding rounding : {RMSNORM_ROUND_ONCE, RMSNORM_ROUND_BEFORE_GAMMA}) {
-        const Case c{.x = dtype, .y = dtype, .rounding = rounding, .n = n, .epsilon = 0};
+        const Case c{.x = near.dtype, .y = near.dtype, .rounding = rounding, .n = n, .epsilon = 0};
         const Operands call = RunHard(c, [&](Operands& in) {
           for (int64_t i = 0; i < n; ++i) {
-            in.gamma.Set(i, value);
+            in.gamma.Set(i, near.value);
             in.x.Set(Hard(c, i), i % 2 ? -1.0f : 1.0f);
             in.dy.Set(Hard(c, i), i % 4 / 2 ? -1.0f : 1.0f);
           }
         });
         for (int64_t i = 0; i < n; ++i) {
-          EXPECT_EQ(BitsAt(call.y, Hard(c, i)), bits | SignBits(dtype, i % 2)) << value;
-          EXPECT_EQ(BitsAt(call.dx, Hard(c, i)), bits | SignBits(dtype, i % 4 / 2)) << value;
+          EXPECT_EQ(BitsAt(call.y, Hard(c, i)), near.bits | SignBits(c.y, i % 2)) << near.value;
+          EXPECT_EQ(BitsAt(call.dx, Hard(c, i)), near.bits | SignBits(c.x, i % 4 / 2))
+              << near.value;
         }
       }
     }
