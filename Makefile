@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DEMO ?=
-SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c -type f -not -name '*.pyc')
+SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c tests/digests.json -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench clean
