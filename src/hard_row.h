@@ -28,14 +28,16 @@ inline std::vector<Case> HardCases(std::initializer_list<rmsnorm_dtype> dtypes, 
 }
 
 inline void SetBits(Elements& elements, int64_t i, uint32_t bits) {
-  const int64_t size = SizeOf(elements.dtype);
-  std::memcpy(elements.bytes.data() + i * size, &bits, size);
+  VisitDtype(elements.dtype, [&](auto element) {
+    std::memcpy(elements.bytes.data() + i * sizeof(element), &bits, sizeof(element));
+  });
 }
 
 inline uint32_t BitsAt(const Elements& elements, int64_t i) {
-  const int64_t size = SizeOf(elements.dtype);
   uint32_t bits = 0;
-  std::memcpy(&bits, elements.bytes.data() + i * size, size);
+  VisitDtype(elements.dtype, [&](auto element) {
+    std::memcpy(&bits, elements.bytes.data() + i * sizeof(element), sizeof(element));
+  });
   return bits;
 }
 
