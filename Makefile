@@ -3,14 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DEMO ?=
-SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c tests/digests.json -type f -not -name '*.pyc')
+PRESET = $(@:test-%=%)
+SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c \
+  tests/digests.json tests/emulated.cmake tests/sanitizers.cc -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench clean
+.PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
+.PHONY: test-python
 .DELETE_ON_ERROR:
 
+define test-preset
+@echo "== C++ tests: $(PRESET)"
+@cmake --preset $(PRESET) > /dev/null
+@cmake --build build/$(PRESET) -- --quiet
+@ctest --preset $(PRESET)
+endef
+
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BIN)/.requirements ## install what the project needs: apt packages, .venv, PyPI packages
 
@@ -19,9 +30,31 @@ build: $(BIN)/.built ## compile the library and install the Python package into 
 demo: build ## train a small LLaMA with its own norms and with ours, and check the results
 	@$(BIN)/rmsnorm demo $(DEMO)
 
-test: build lint ## run every test: C++ (ctest), Python (pytest), format, lint and types
+test: lint test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan
+test: test-coverage test-python ## run every test, the format, lint and type checks: all of what follows
+
+test-cpp: build ## the C++ tests with GCC, on every instruction set of this machine
 	@echo "== C++ tests"
-	@cd build && ctest --output-on-failure --parallel 2 --progress
+	@ctest --test-dir build --output-on-failure --parallel 2 --progress --label-exclude emulated
+
+test-x86: build ## the same on x86 CPUs without AVX-512 and without fma, emulated
+	@echo "== C++ tests: emulated x86 CPUs"
+	@ctest --test-dir build --output-on-failure --parallel 2 --progress --label-regex emulated
+
+test-clang: ## the same with clang
+test-asan: ## the same with AddressSanitizer: memory errors, leaks
+test-ubsan: ## the same with UndefinedBehaviorSanitizer
+test-tsan: ## the same with ThreadSanitizer: data races
+test-aarch64: build/aarch64-root/.complete ## the same on AArch64, emulated: NEON, SVE of 128 to 512 bits
+
+test-clang test-asan test-ubsan test-tsan test-aarch64: $(BIN)/.packages
+	$(test-preset)
+
+test-coverage: $(BIN)/.requirements ## the same, counting the lines of src/ that run: 95 % or an error
+	$(test-preset)
+	@$(BIN)/gcovr build/coverage
+
+test-python: build ## the tests of the Python package
 	@echo "== Python tests"
 	@$(BIN)/pytest -q
 
@@ -39,6 +72,10 @@ bench: build ## measure against PyTorch's own ways and a copy of the same bytes
 
 clean: ## remove what was built; .venv stays
 	rm -rf build out $(BIN)/.built
+
+build/aarch64-root/.complete: tools/aarch64_root.sh $(BIN)/.packages
+	@echo "== AArch64: downloading its libraries into build/aarch64-root"
+	@$< $(@D)
 
 $(BIN)/.packages: apt-packages.txt
 	@if dpkg-query -W -f '$${Status}\n' $$(cat $<) 2>&1 | grep -qv '^install ok installed'; then \

@@ -248,6 +248,23 @@ TEST(Validate, ShapesThatDoNotFitAreShown) {
   }
 }
 
+TEST(Validate, FewerAxesThanAreNormalizedAreShown) {
+  const int64_t x[] = {8, 64};
+  int64_t rows, n;
+  EXPECT_EQ(rmsnorm_split_shape(x, 2, nullptr, 3, &rows, &n), RMSNORM_INVALID_ARGUMENT);
+  EXPECT_STREQ(rmsnorm_last_error(),
+               "x: shape [8, 64] has fewer axes than the 3 to normalize over");
+}
+
+TEST(Validate, AShapeTooLongToShowIsCutShort) {
+  const std::vector<int64_t> x(64, INT64_MAX);
+  int64_t rows, n;
+  EXPECT_EQ(rmsnorm_split_shape(x.data(), 64, nullptr, 1, &rows, &n), RMSNORM_INVALID_ARGUMENT);
+  std::string shown = "9223372036854775807";
+  for (int axis = 1; axis < 7; ++axis) shown += ", 9223372036854775807";
+  EXPECT_EQ(rmsnorm_last_error(), "x: shape [" + shown + "…] is negative or too large");
+}
+
 TEST(Validate, ShapesThatFitAreSplit) {
   const int64_t x[] = {2, 3, 4, 5}, gamma[] = {4, 5};
   int64_t rows = 0, n = 0;

@@ -34,6 +34,11 @@ void ConvertOneByOne(rmsnorm_dtype dtype, const float* values, int64_t count, vo
 
 int64_t TargetThatRuns() { return HWY_TARGET; }
 
+size_t VectorBytes() {
+  const hwy::HWY_NAMESPACE::ScalableTag<uint8_t> d;
+  return hwy::HWY_NAMESPACE::Lanes(d);
+}
+
 #if HWY_NATIVE_FMA
 
 struct Products {
@@ -98,6 +103,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 
+#include <cstdlib>
+
 #include "cpu/targets.h"
 #include "testing.h"
 
@@ -106,6 +113,7 @@ namespace rmsnorm::cpu {
 HWY_EXPORT(LeafOf);
 HWY_EXPORT(Convert);
 HWY_EXPORT(TargetThatRuns);
+HWY_EXPORT(VectorBytes);
 
 namespace {
 
@@ -198,6 +206,30 @@ TEST_P(EveryTarget, IsTheOneThatRuns) {
 
 INSTANTIATE_TEST_SUITE_P(Targets, EveryTarget, ::testing::ValuesIn(testing::Targets()),
                          [](const auto& info) { return info.param; });
+
+// tests/emulated.cmake says what it expects of the CPU that qemu stands in for.
+class EmulatedCpu : public ::testing::TestWithParam<std::string> {};
+
+std::vector<std::string> ExpectedTargets() {
+  const char* expected = std::getenv("RMSNORM_EXPECTED_TARGETS");
+  return expected != nullptr ? std::vector<std::string>{expected} : std::vector<std::string>{};
+}
+
+TEST_P(EmulatedCpu, HasTheInstructionSetsAndVectorBytesThatWereAskedFor) {
+  std::string targets;
+  for (const std::string& name : testing::Targets()) {
+    const testing::WithTarget target(name);
+    if (name == "reference") {
+      targets += name;
+    } else {
+      targets += name + ':' + std::to_string(HWY_DYNAMIC_DISPATCH(VectorBytes)()) + ' ';
+    }
+  }
+  EXPECT_EQ(targets, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(OnlyThere, EmulatedCpu, ::testing::ValuesIn(ExpectedTargets()));
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(EmulatedCpu);
 
 }  // namespace
 }  // namespace rmsnorm::cpu
