@@ -1,4 +1,5 @@
-// What the kernels' tests share: operands of a call made from a seed, and comparison by bits.
+// What the tests share: operands of a call made from a seed, the sums as the page defines them, and
+// comparison by bits.
 #ifndef RMSNORM_TESTING_H_
 #define RMSNORM_TESTING_H_
 
@@ -230,6 +231,36 @@ template <class A, class B>
     }
   }
   return ::testing::AssertionSuccess();
+}
+
+// The sums of docs/numerics.md, word for word: levels instead of cuts, numbers instead of names.
+template <class Real>
+Real TreeByLevels(std::vector<Real> values) {
+  while (values.size() > 1) {
+    std::vector<Real> next;
+    for (size_t k = 0; 2 * k < values.size(); ++k) {
+      const bool paired = 2 * k + 1 < values.size();
+      next.push_back(paired ? values[2 * k] + values[2 * k + 1] : values[2 * k]);
+    }
+    values = next;
+  }
+  return values[0];
+}
+
+template <class Real>
+Real DotByLevels(const std::vector<Real>& a, const std::vector<Real>& b) {
+  std::vector<Real> leaves;
+  for (size_t j = 0; 512 * j < a.size(); ++j) {
+    std::vector<Real> lanes(64, 0);
+    for (size_t s = 0; s < 8; ++s) {
+      for (size_t l = 0; l < 64; ++l) {
+        const size_t i = 512 * j + 64 * s + l;
+        if (i < a.size()) lanes[l] = std::fma(a[i], b[i], lanes[l]);
+      }
+    }
+    leaves.push_back(TreeByLevels(lanes));
+  }
+  return TreeByLevels(leaves) + 0;
 }
 
 // A runner that splits work into this many pieces and runs them last to first.

@@ -12,19 +12,6 @@
 namespace rmsnorm {
 namespace {
 
-// The definition of docs/numerics.md, word for word.
-float TreeByLevels(std::vector<float> values) {
-  while (values.size() > 1) {
-    std::vector<float> next;
-    for (size_t k = 0; 2 * k < values.size(); ++k) {
-      const bool paired = 2 * k + 1 < values.size();
-      next.push_back(paired ? values[2 * k] + values[2 * k + 1] : values[2 * k]);
-    }
-    values = next;
-  }
-  return values[0];
-}
-
 std::vector<float> RandomValues(int64_t count, uint64_t seed) {
   testing::Random random(seed);
   std::vector<float> values(count);
@@ -36,7 +23,7 @@ TEST(CanonicalSum, TreeByCutsIsTheTreeByLevels) {
   for (int64_t count = 1; count <= 300; ++count) {
     const std::vector<float> values = RandomValues(count, count);
     const float by_cuts = Tree<float>(0, count, [&](int64_t i) { return values[i]; });
-    EXPECT_EQ(by_cuts, TreeByLevels(values)) << "count = " << count;
+    EXPECT_EQ(by_cuts, testing::TreeByLevels(values)) << "count = " << count;
   }
 }
 
@@ -65,22 +52,9 @@ TEST(CanonicalSum, AnAlignedCutOfLeavesChangesNoBit) {
 TEST(CanonicalSum, DotAddsLanesThenLeavesAsStated) {
   for (const int64_t n : testing::kLengths) {
     const std::vector<float> a = RandomValues(n, 1), b = RandomValues(n, 2);
-    std::vector<float> leaves;
-    for (int64_t j = 0; j < CeilDiv(n, kLeaf); ++j) {
-      std::vector<float> lanes;
-      for (int64_t l = 0; l < kLanes; ++l) {
-        float acc = 0;
-        for (int64_t s = 0; s < kLeafSteps; ++s) {
-          const int64_t i = 512 * j + 64 * s + l;
-          if (i < n) acc = std::fma(a[i], b[i], acc);
-        }
-        lanes.push_back(acc);
-      }
-      leaves.push_back(TreeByLevels(lanes));
-    }
     const float dot =
         Dot<float>(n, [&](int64_t i) { return a[i]; }, [&](int64_t i) { return b[i]; });
-    EXPECT_EQ(dot, TreeByLevels(leaves)) << "n = " << n;
+    EXPECT_EQ(dot, testing::DotByLevels(a, b)) << "n = " << n;
   }
 }
 

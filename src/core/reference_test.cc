@@ -53,6 +53,86 @@ TEST(Reference, BeforeGammaRoundsTwiceAndOnceRoundsOnce) {
   EXPECT_EQ(before.y.Get(0), ToFloat(FromFloat<BFloat16>(rounded * gamma)));
 }
 
+float RoundedTo(rmsnorm_dtype dtype, float value) {
+  testing::Elements element(dtype, 1, 1);
+  element.Set(0, value);
+  return element.Get(0);
+}
+
+std::vector<float> Row(const testing::Elements& matrix, int64_t row, int64_t n) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < n; ++i) values.push_back(matrix.Get(row * matrix.row_stride + i));
+  return values;
+}
+
+// As docs/numerics.md says it, in plain text.
+float RstdByTheText(const std::vector<float>& x, float epsilon) {
+  const float t = testing::DotByLevels(x, x) / static_cast<float>(x.size()) + epsilon;
+  if (t >= 0x1p-90f && t < HUGE_VALF) return 1 / std::sqrt(t);
+  const std::vector<double> wide(x.begin(), x.end());
+  const double s = testing::DotByLevels(wide, wide);
+  return static_cast<float>(1 / std::sqrt(s / static_cast<double>(x.size()) + epsilon));
+}
+
+Operands ByTheText(const Case& c) {
+  Operands call(c);
+  std::vector<std::vector<float>> terms(c.n);  // of dgamma's columns
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const std::vector<float> x = Row(call.x, row, c.n), dy = Row(call.dy, row, c.n);
+    std::vector<float> scale, xhat, w;
+    const float rstd = call.rstd[row] = RstdByTheText(x, static_cast<float>(c.epsilon));
+    for (int64_t i = 0; i < c.n; ++i) {
+      scale.push_back(static_cast<float>(c.gamma_offset) + call.gamma.Get(i));
+      xhat.push_back(x[i] * rstd);
+      w.push_back(dy[i] * scale[i]);
+    }
+    const float c_of_row = testing::DotByLevels(w, xhat) / static_cast<float>(c.n);
+    for (int64_t i = 0; i < c.n; ++i) {
+      const bool before = c.rounding == RMSNORM_ROUND_BEFORE_GAMMA;
+      call.y.Set(row * c.n + i, (before ? RoundedTo(c.x, xhat[i]) : xhat[i]) * scale[i]);
+      call.dx.Set(row * c.n + i, std::fma(-xhat[i], c_of_row, w[i]) * rstd);
+    }
+    for (int64_t i = 0; i < c.n; ++i) {  // leaves of 16 rows
+      if (row % 16 == 0) terms[i].push_back(0);
+      terms[i].back() = std::fma(dy[i], xhat[i], terms[i].back());
+    }
+  }
+  for (int64_t i = 0; i < c.n; ++i) call.dgamma[i] = testing::TreeByLevels(terms[i]) + 0;
+  return call;
+}
+
+TEST(Reference, HasTheBitsOfTheTextOfNumerics) {
+  const Case types[] = {{.gamma_offset = 0.1},
+                        {.x = RMSNORM_BFLOAT16, .rounding = RMSNORM_ROUND_BEFORE_GAMMA},
+                        {.x = RMSNORM_FLOAT16, .y = RMSNORM_FLOAT16}};
+  for (Case c : types) {
+    for (const int64_t n : {1, 5, 64, 100, 513, 2100}) {
+      c.rows = 85;
+      c.n = n;
+      const Operands expected = ByTheText(c);
+      Operands call(c);
+      ForwardReference(call.Forward(), 0, c.rows);
+      EXPECT_TRUE(testing::SameBits(call.rstd, expected.rstd)) << "rstd; " << c;
+      BackwardReference(call.Backward());
+      EXPECT_TRUE(testing::SameBits(call.y.bytes, expected.y.bytes)) << "y; " << c;
+      EXPECT_TRUE(testing::SameBits(call.dx.bytes, expected.dx.bytes)) << "dx; " << c;
+      EXPECT_TRUE(testing::SameBits(call.dgamma, expected.dgamma)) << "dgamma; " << c;
+    }
+  }
+}
+
+// Where float32 holds the sum and where double must: on both sides of 2^-90 and of overflow.
+TEST(Reference, RstdHasTheBitsOfTheTextAtEveryMagnitude) {
+  testing::Random random(1);
+  for (int exponent = -149; exponent < 128; ++exponent) {
+    for (int i = 0; i < 20; ++i) {
+      const std::vector<float> x = {std::ldexp(random.Value(), exponent - 1), 0};
+      const float epsilon = i % 2 ? 0.0f : 1e-27f;
+      EXPECT_EQ(RowOf(x, epsilon).rstd[0], RstdByTheText(x, epsilon)) << "x[0] = " << x[0];
+    }
+  }
+}
+
 // A chain rounds 8 times, the trees of lanes and leaves 6 and log2(n / 512) times; then there are
 // s / n, + epsilon, the root, the quotient and the last addition of 0, of which a power of -1/2
 // halves all that comes before it.
