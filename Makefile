@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DEMO ?=
+FUZZ_SECONDS ?= 0
 PRESET = $(@:test-%=%)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c \
   tests/digests.json tests/emulated.cmake tests/sanitizers.cc -type f -not -name '*.pyc')
@@ -10,7 +11,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
-.PHONY: test-python
+.PHONY: test-fuzz test-python fuzz mutants
 .DELETE_ON_ERROR:
 
 define test-preset
@@ -31,7 +32,7 @@ demo: build ## train a small LLaMA with its own norms and with ours, and check t
 	@$(BIN)/rmsnorm demo $(DEMO)
 
 test: lint test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan
-test: test-coverage test-python ## run every test, the format, lint and type checks: all of what follows
+test: test-coverage test-fuzz test-python ## run every test, the format, lint and type checks: all of what follows
 
 test-cpp: build ## the C++ tests with GCC, on every instruction set of this machine
 	@echo "== C++ tests"
@@ -54,6 +55,17 @@ test-coverage: $(BIN)/.requirements ## the same, counting the lines of src/ that
 	$(test-preset)
 	@$(BIN)/gcovr build/coverage
 
+test-fuzz: FUZZ := -seed=1 -max_total_time=60
+test-fuzz: ## fuzz the C API for a minute
+fuzz: FUZZ := -max_total_time=$(FUZZ_SECONDS) corpus
+fuzz: ## fuzz the C API until stopped, or for FUZZ_SECONDS; build/fuzz/corpus grows
+test-fuzz fuzz: $(BIN)/.packages
+	@echo "== fuzzing the C API"
+	@cmake --preset fuzz > /dev/null
+	@cmake --build build/fuzz --target rmsnorm_fuzz -- --quiet
+	@mkdir -p build/fuzz/corpus && cd build/fuzz && \
+	  ./rmsnorm_fuzz -verbosity=0 -print_funcs=0 -use_cmp=0 -print_final_stats=1 -len_control=0 -max_len=128 $(FUZZ)
+
 test-python: build ## the tests of the Python package
 	@echo "== Python tests"
 	@$(BIN)/pytest -q
@@ -69,6 +81,9 @@ bench: build ## measure against PyTorch's own ways and a copy of the same bytes
 	@$(BIN)/rmsnorm bench
 	@OMP_NUM_THREADS=1 build/rmsnorm_bench --benchmark_enable_random_interleaving --benchmark_repetitions=7 \
 	  --benchmark_report_aggregates_only --benchmark_min_time=0.05
+
+mutants: $(BIN)/.requirements ## break the source on purpose: which test notices? (an hour)
+	@$(BIN)/python tools/mutants.py
 
 clean: ## remove what was built; .venv stays
 	rm -rf build out $(BIN)/.built

@@ -1,0 +1,128 @@
+"""Breaks a copy of the source on purpose, one way of mutants.toml at a time: does a test notice?
+
+Exit status 1: a mutant survives, or can't be made.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import tomllib
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 300  # seconds that the tests may take; they take a few
+
+Edit = dict[str, str]  # file, replace, by
+
+
+def copy_tree(to: Path) -> None:
+    """Copies the files that git tracks, as they are in the working tree."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in listing.stdout.decode().rstrip("\0").split("\0"):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, to / name)
+
+
+@contextmanager
+def broken(tree: Path, edits: list[Edit]) -> Iterator[None]:
+    """Applies edits to tree, and takes them back.
+
+    Raises:
+        ValueError: a text to replace isn't there exactly once.
+    """
+    before = {edit["file"]: (tree / edit["file"]).read_text() for edit in edits}
+    after = dict(before)
+    for edit in edits:
+        found = after[edit["file"]].count(edit["replace"])
+        if found != 1:
+            raise ValueError(f"{edit['file']} holds {found} times: {edit['replace']}")
+        after[edit["file"]] = after[edit["file"]].replace(edit["replace"], edit["by"])
+    try:
+        for name, text in after.items():
+            (tree / name).write_text(text)
+        yield
+    finally:
+        for name, text in before.items():
+            (tree / name).write_text(text)
+
+
+def build(tree: Path) -> None:
+    """Builds rmsnorm_tests in tree/build.
+
+    Raises:
+        ValueError: it doesn't compile.
+    """
+    command = ["ninja", "-C", "build", "rmsnorm_tests"]
+    result = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    if result.returncode != 0:
+        errors = re.findall(r"^.*error:.*$", result.stdout, re.MULTILINE)
+        raise ValueError(f"does not build: {errors[0] if errors else result.stdout[-500:]}")
+
+
+def first_failure(tree: Path) -> str | None:
+    """The first test that fails, crashes or hangs; None: all pass."""
+    command = ["build/rmsnorm_tests", "--gtest_fail_fast"]
+    try:
+        result = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"none within {TIMEOUT} s"
+    if result.returncode == 0:
+        return None
+    failed = re.search(r"^\[  FAILED  \] ([^\s,]+)", result.stdout, re.MULTILINE)
+    started = re.findall(r"^\[ RUN      \] (\S+)", result.stdout, re.MULTILINE)
+    return failed[1] if failed else f"{started[-1] if started else 'the start'} (crash)"
+
+
+def verdict(tree: Path, edits: list[Edit]) -> tuple[bool, str]:
+    """Whether a mutant is caught, and by what."""
+    try:
+        with broken(tree, edits):
+            build(tree)
+            test = first_failure(tree)
+    except ValueError as error:
+        return False, str(error)
+    return test is not None, test or "no test"
+
+
+def table(results: dict[str, tuple[bool, str, float]]) -> Table:
+    table = Table("mutant", "caught by", "seconds")
+    for name, (caught, by, seconds) in sorted(results.items()):
+        table.add_row(name, by, f"{seconds:.0f}", style="" if caught else "red")
+    return table
+
+
+def main(only: Annotated[str, typer.Option(help="Mutants whose name contains this.")] = "") -> None:
+    mutants: dict[str, list[Edit]] = tomllib.loads((ROOT / "tools/mutants.toml").read_text())
+    chosen = [name for name in mutants if only in name]
+    results: dict[str, tuple[bool, str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        configure = "cmake -S . -B build -G Ninja -DRMSNORM_TORCH=OFF -DRMSNORM_TESTS=ON"
+        configure += " --compile-no-warning-as-error"  # a mutant may leave a variable unused
+        subprocess.run(configure.split(), cwd=tree, check=True, capture_output=True)
+        build(tree)
+        if (test := first_failure(tree)) is not None:
+            raise SystemExit(f"{test} fails without any mutant")
+        with Live(table({}), console=Console(width=150), refresh_per_second=1) as live:
+            # Neighbours break the same file, which is compiled once for both.
+            for name in sorted(chosen, key=lambda name: mutants[name][0]["file"]):
+                start = time.monotonic()
+                results[name] = *verdict(tree, mutants[name]), time.monotonic() - start
+                live.update(table(results))
+    if survivors := sum(not caught for caught, _, _ in results.values()):
+        raise SystemExit(f"{survivors} of {len(results)} mutants survive")
+
+
+if __name__ == "__main__":
+    typer.run(main)
