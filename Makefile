@@ -5,8 +5,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DEMO ?=
 FUZZ_SECONDS ?= 0
 PRESET = $(@:test-%=%)
-SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench tests/c_example.c \
-  tests/digests.json tests/emulated.cmake tests/sanitizers.cc -type f -not -name '*.pyc')
+SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench \
+  tests/c_example.c tests/digests.json tests/emulated.cmake tests/sanitizers.cc -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench clean
@@ -32,7 +32,7 @@ demo: build ## train a small LLaMA with its own norms and with ours, and check t
 	@$(BIN)/rmsnorm demo $(DEMO)
 
 test: lint test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan
-test: test-coverage test-fuzz test-python ## run every test, the format, lint and type checks: all of what follows
+test: test-coverage test-fuzz test-python ## run every test, the format, lint and type checks
 
 test-cpp: build ## the C++ tests with GCC, on every instruction set of this machine
 	@echo "== C++ tests"
@@ -42,11 +42,11 @@ test-x86: build ## the same on x86 CPUs without AVX-512 and without fma, emulate
 	@echo "== C++ tests: emulated x86 CPUs"
 	@ctest --test-dir build --output-on-failure --parallel 2 --progress --label-regex emulated
 
-test-clang: ## the same with clang
+test-clang: ## the same with clang, like what follows without the tests of giant sizes
 test-asan: ## the same with AddressSanitizer: memory errors, leaks
 test-ubsan: ## the same with UndefinedBehaviorSanitizer
 test-tsan: ## the same with ThreadSanitizer: data races
-test-aarch64: build/aarch64-root/.complete ## the same on AArch64, emulated: NEON, SVE of 128 to 512 bits
+test-aarch64: build/aarch64-root/.complete ## the same on AArch64, emulated: NEON, three SVE
 
 test-clang test-asan test-ubsan test-tsan test-aarch64: $(BIN)/.packages
 	$(test-preset)

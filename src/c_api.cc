@@ -77,6 +77,7 @@ rmsnorm_status rmsnorm_use_cpu_target(const char* name) {
 
 rmsnorm_status rmsnorm_check_arithmetic(void) {
   rmsnorm::Message& message = NewMessage();
+  const rmsnorm::cpu::FloatMode mode;
   const char* broken = rmsnorm::cpu::BrokenRule();
   if (broken == nullptr) return RMSNORM_OK;
   std::snprintf(message.text, sizeof(message.text),

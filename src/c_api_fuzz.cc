@@ -302,6 +302,53 @@ class Call {
 
 const std::vector<std::string> Call::kTargets = testing::Targets();
 
+std::vector<int64_t> Sizes(Input& in, int64_t axes) {
+  constexpr int64_t kHuge = int64_t{1} << 40;
+  std::vector<int64_t> sizes(axes);
+  for (int64_t& size : sizes) {
+    size = in.PickValueInArray<int64_t>({1, 2, 3, 4, 1 << 20, kHuge, 0, -1, INT64_MAX});
+  }
+  return sizes;
+}
+
+// Multiplies in 128 bits; false where a size is negative or a product on the way leaves int64_t.
+bool Product(std::span<const int64_t> sizes, int64_t* product) {
+  *product = 1;
+  for (const int64_t size : sizes) {
+    const __int128 next = static_cast<__int128>(*product) * size;
+    if (size < 0 || next > INT64_MAX) return false;
+    *product = static_cast<int64_t>(next);
+  }
+  return true;
+}
+
+// Aborts unless rmsnorm_split_shape accepts the shapes that fit, and only those, and splits them.
+void CheckShapes(Input& in) {
+  const std::vector<int64_t> x = Sizes(in, in.ConsumeIntegralInRange<int64_t>(0, 9));
+  const int64_t x_axes = std::ssize(x), axes = in.ConsumeIntegralInRange<int64_t>(-1, 9);
+  const int64_t leading = x_axes - axes;
+  const bool with_gamma = in.ConsumeBool(), of_x = in.ConsumeBool() && axes >= 0 && leading >= 0;
+  const std::vector<int64_t> gamma =
+      of_x ? std::vector(x.begin() + leading, x.end()) : Sizes(in, std::max<int64_t>(axes, 0));
+  bool fits = axes >= 1 && leading >= 0;
+  int64_t rows = 0, n = 0, found_rows = 0, found_n = 0;
+  if (fits && with_gamma) fits = std::equal(gamma.begin(), gamma.end(), x.begin() + leading);
+  if (fits) {
+    const std::span<const int64_t> all(x);
+    fits = Product(all.first(leading), &rows) && Product(all.subspan(leading), &n) && n > 0;
+  }
+  const rmsnorm_status status = rmsnorm_split_shape(
+      x.data(), x_axes, with_gamma ? gamma.data() : nullptr, axes, &found_rows, &found_n);
+  const bool right = fits ? found_rows == rows && found_n == n : *rmsnorm_last_error() != '\0';
+  if ((status == RMSNORM_OK) == fits && right) return;
+  std::cerr << "rmsnorm_split_shape is wrong about x of";
+  for (const int64_t size : x) std::cerr << ' ' << size;
+  std::cerr << ", gamma " << (with_gamma ? "of" : "absent, of") << ' ' << axes << " axes:";
+  for (const int64_t size : gamma) std::cerr << ' ' << size;
+  std::cerr << "; message \"" << rmsnorm_last_error() << '"' << std::endl;
+  std::abort();
+}
+
 }  // namespace
 }  // namespace rmsnorm
 
@@ -317,6 +364,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (uint8_t& byte : all) byte = static_cast<uint8_t>(random.Bits());
   all.insert(all.end(), data, data + size);
   FuzzedDataProvider in(all.data(), all.size());
-  rmsnorm::Call(in).Check();
+  if (in.ConsumeIntegralInRange(0, 15) == 15) {
+    rmsnorm::CheckShapes(in);
+  } else {
+    rmsnorm::Call(in).Check();
+  }
   return 0;
 }

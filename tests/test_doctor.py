@@ -122,6 +122,17 @@ def test_doctor_runs_and_says_why_where_the_operators_cannot_be_loaded(package):
     assert "ImportError: rmsnorm.rms_norm: the PyTorch operators could not be loaded" in use.stderr
 
 
+def test_doctor_runs_and_says_why_where_pytorch_is_broken(package):
+    (package / "torch.py").write_text("raise OSError('libtorch_cpu.so: cannot open')\n")
+    done = run_doctor(package, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["problems"] == [
+        "pytorch: the operators could not be loaded: libtorch_cpu.so: cannot open"
+    ]
+    assert set(report["library"]["digests"].values()) == {"280 of 280 agree"}
+
+
 def test_doctor_runs_and_says_why_where_the_core_cannot_be_loaded(package):
     (package / "rmsnorm/lib/librmsnorm.so").unlink()
     done = run_doctor(package, "--json")

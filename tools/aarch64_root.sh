@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Unpacks what the cross build for AArch64 links and runs with, and a Python, into a folder; installs
-# nothing: tools/aarch64_root.sh build/aarch64-root
+# Unpacks what the cross build for AArch64 links and runs with, and a Python, into a folder, and
+# installs nothing: tools/aarch64_root.sh build/aarch64-root
 set -euo pipefail
 mkdir -p "$1/apt/lists/partial"
 cd "$1"

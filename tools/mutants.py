@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT = 300  # seconds that the tests may take; they take a few
+TIMEOUT = 900  # seconds that the tests may take; without a mutant it is about one minute
 
 Edit = dict[str, str]  # file, replace, by
 

@@ -61,8 +61,10 @@ typedef struct rmsnorm_forward_args {
   rmsnorm_vector gamma;  // [n], read, any dtype; absent: the scale is 1
   rmsnorm_matrix y;      // [rows, n], written; x's dtype or float32; x itself (in place) is fine
   void* rstd;            // [rows], written, float32 (float64 where x is); NULL: not wanted
-  double epsilon;        // finite, >= 0, in units of x squared; used as binary32
-  double gamma_offset;   // finite; 0, or 1 where the weight is stored around zero (Gemma)
+  double epsilon;        // finite as binary32, >= 0, in units of x squared; used as binary32 unless
+                         // x is float64
+  double gamma_offset;   // as epsilon, of any sign; 0, or 1 where the weight is stored around zero
+                         // (Gemma)
   rmsnorm_rounding rounding;
 } rmsnorm_forward_args;
 

@@ -4,9 +4,11 @@ What cannot be loaded is reported with the reason. `python -m rmsnorm.doctor` pr
 the standard library only.
 """
 
+import importlib.util
 import json
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,11 @@ from rmsnorm import digests, flush, library
 def examine() -> dict[str, Any]:
     """The report, fit for JSON. Its "problems" say in words what is wrong: none, an empty list."""
     problems: list[str] = []
-    flushed_before = flush.flushes_subnormals()
     return {
         "system": _system(),
         "library": _library(problems),
         "pytorch": _pytorch(problems),
-        "flush_to_zero": _flush(flushed_before),
+        "flush_to_zero": _flush(),
         "problems": problems,
     }
 
@@ -75,7 +76,7 @@ def _library(problems: list[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(library.FOLDER)}
     try:
         facts |= library.build()
-    except (OSError, AttributeError) as error:
+    except (AttributeError, OSError, ValueError) as error:
         problems.append(f"library: {error}")
         return facts | {"error": str(error)}
     facts["targets"] = library.cpu_targets()
@@ -102,19 +103,18 @@ def _digests(name: str, run: digests.Run, problems: list[str]) -> str:
 
 
 def _pytorch(problems: list[str]) -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        return {"version": "not installed"}
+    facts: dict[str, Any] = {}
     try:
         import torch
-    except ImportError as error:
-        return {"version": f"not installed ({error})"}
-    facts: dict[str, Any] = {
-        "version": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda or "not built with CUDA",
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-    try:
+
+        facts["version"] = torch.__version__
+        facts["threads"] = torch.get_num_threads()
+        facts["cuda"] = torch.version.cuda or "not built with CUDA"
+        facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         import rmsnorm.functional  # noqa: F401
-    except (ArithmeticError, ImportError, OSError) as error:
+    except Exception as error:  # a broken installation raises whatever it likes
         problems.append(f"pytorch: the operators could not be loaded: {error}")
         return facts | {"operators": f"not loaded: {error}"}
     facts["operators"] = "loaded"
@@ -122,15 +122,12 @@ def _pytorch(problems: list[str]) -> dict[str, Any]:
     return facts
 
 
-def _flush(flushed_before: bool) -> dict[str, Any]:
+def _flush() -> dict[str, Any]:
     """No problem for our bits: our calls set the modes that they need. Other code may mind."""
-    facts: dict[str, Any] = {
-        "on before PyTorch was loaded": flushed_before,
-        "on now": flush.flushes_subnormals(),
-    }
+    facts: dict[str, Any] = {"on": flush.flushes_subnormals()}
     try:
         facts["set by"] = flush.libraries_that_flush()
-    except (AttributeError, OSError) as error:
+    except (AttributeError, OSError, subprocess.SubprocessError) as error:
         facts["set by"] = f"unknown: {error}"
     return facts
 

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from rmsnorm.library import operators
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_ACCEPTED = "float32, float16 or bfloat16 (or float64, with all others)"
+_ACCEPTED = operators()[0]["inputs"][0]["dtypes"]  # x's, in words
 
 
 @torch.library.register_fake("rmsnorm::rms_norm")
@@ -49,6 +51,7 @@ def _rms_norm_backward(
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
     axes = _check(x, gamma, dy=dy)
+    _expect(dy.dtype in (x.dtype, _real(x)), f"dy: dtype {dy.dtype}; expected x's or float32")
     _expect(rstd.dtype == _real(x), f"rstd: dtype {rstd.dtype}; expected {_real(x)}")
     dx = x.new_empty(x.shape if wanted[0] else [0])
     dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=_real(x))

@@ -77,7 +77,10 @@ def check(status: int) -> None:
 
 def operators() -> list[dict]:
     """Every operator of core/ops.h: its name, formula, inputs, attributes, outputs, source."""
-    return json.loads(core().rmsnorm_operators())
+    text = core().rmsnorm_operators()
+    if text is None:
+        raise MemoryError(core().rmsnorm_last_error().decode())
+    return json.loads(text)
 
 
 def build() -> dict[str, str]:

@@ -79,7 +79,7 @@ bool CheckDtype(const TensorSpec& spec, rmsnorm_dtype dtype, rmsnorm_dtype x_dty
   const char* expected = Accepted(spec.dtypes).data();
   if (name == nullptr) {
     return Reject(message, "%s: dtype %d is unknown; expected %s", spec.name.data(), dtype,
-                  spec.dtypes == Dtypes::kAny ? expected : Name(x_dtype));
+                  expected);
   }
   const bool wide = x_dtype == RMSNORM_FLOAT64 || dtype == RMSNORM_FLOAT64;
   const bool accepted = dtype == x_dtype ||

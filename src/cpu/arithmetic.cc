@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "cpu/float_mode.h"
+#include "cpu/targets.h"
 
 #ifndef RMSNORM_CPU_ARITHMETIC_CASES_
 #define RMSNORM_CPU_ARITHMETIC_CASES_
@@ -110,9 +110,10 @@ constexpr ArithmeticCase kCases[] = {
 }  // namespace
 
 const char* BrokenRule() {
-  const FloatMode mode;
+  // The reference is compiled for the least CPU, as the static target is.
+  const auto holds = UsesReference() ? &HWY_STATIC_DISPATCH(Holds) : &HWY_DYNAMIC_DISPATCH(Holds);
   for (const ArithmeticCase& rule : kCases) {
-    if (!HWY_DYNAMIC_DISPATCH(Holds)(rule)) return rule.rule;
+    if (!holds(rule)) return rule.rule;
   }
   return nullptr;
 }

@@ -4,8 +4,8 @@
 
 namespace rmsnorm::cpu {
 
-// The first rule that the chosen target's code, in vectors or scalars, breaks on this machine, in
-// words; null: none. Sets this thread's floating-point modes as every call does.
+// The first rule that the chosen target's code, in vectors or scalars, breaks on this machine and
+// in this thread's floating-point modes, in words; null: none.
 const char* BrokenRule();
 
 }  // namespace rmsnorm::cpu

@@ -1,6 +1,8 @@
 // Every target computes as the contract says, and a canary that cannot fail would be none.
 #include "cpu/arithmetic.h"
 
+#include <cfenv>
+
 #include "testing.h"
 
 namespace rmsnorm {
@@ -10,8 +12,17 @@ class Arithmetic : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Arithmetic, KeepsEveryRule) {
   const testing::WithTarget target(GetParam());
-  EXPECT_EQ(cpu::BrokenRule(), nullptr) << cpu::BrokenRule();
+  EXPECT_STREQ(cpu::BrokenRule(), nullptr);
   EXPECT_EQ(rmsnorm_check_arithmetic(), RMSNORM_OK) << rmsnorm_last_error();
+}
+
+TEST_P(Arithmetic, IsSeenToBreakWhereRoundingIsUpward) {
+  const testing::WithTarget target(GetParam());
+  std::fesetround(FE_UPWARD);
+  const char* broken = cpu::BrokenRule();
+  std::fesetround(FE_TONEAREST);
+  EXPECT_NE(broken, nullptr);
+  EXPECT_EQ(rmsnorm_check_arithmetic(), RMSNORM_OK) << "a call sets its own modes";
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Arithmetic, ::testing::ValuesIn(testing::Targets()),

@@ -9,8 +9,9 @@ namespace rmsnorm::cpu {
 bool LostItsThreads();
 
 // The size of OpenMP's team for the calling thread, itself included: `wanted`, or less where that
-// many threads don't start, which would end the process inside OpenMP. Cost: a team that grows is
-// started twice, once.
+// many threads don't start, which would end the process inside OpenMP. Threads of the trial have
+// pthreads' default stack: where OpenMP's is larger (OMP_STACKSIZE, LLVM's runtime), lack of memory
+// for stacks can still end the process. Cost: a team that grows is started twice, once.
 int Team(int wanted);
 
 }  // namespace rmsnorm::cpu
