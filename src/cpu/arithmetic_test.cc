@@ -8,25 +8,21 @@
 namespace rmsnorm {
 namespace {
 
-class Arithmetic : public ::testing::TestWithParam<std::string> {};
+class Arithmetic : public testing::OnEveryTarget {};
+RMSNORM_ON_EVERY_TARGET(Arithmetic);
 
 TEST_P(Arithmetic, KeepsEveryRule) {
-  const testing::WithTarget target(GetParam());
   EXPECT_STREQ(cpu::BrokenRule(), nullptr);
   EXPECT_EQ(rmsnorm_check_arithmetic(), RMSNORM_OK) << rmsnorm_last_error();
 }
 
 TEST_P(Arithmetic, IsSeenToBreakWhereRoundingIsUpward) {
-  const testing::WithTarget target(GetParam());
   std::fesetround(FE_UPWARD);
   const char* broken = cpu::BrokenRule();
   std::fesetround(FE_TONEAREST);
   EXPECT_NE(broken, nullptr);
   EXPECT_EQ(rmsnorm_check_arithmetic(), RMSNORM_OK) << "a call sets its own modes";
 }
-
-INSTANTIATE_TEST_SUITE_P(Targets, Arithmetic, ::testing::ValuesIn(testing::Targets()),
-                         [](const auto& info) { return info.param; });
 
 TEST(Build, SaysTheFlagsThatDecideBits) {
   const std::string build = rmsnorm_build();

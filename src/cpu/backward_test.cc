@@ -14,13 +14,8 @@ namespace {
 using testing::Case;
 using testing::Operands;
 
-class BackwardOnEveryTarget : public ::testing::TestWithParam<std::string> {
- protected:
-  const testing::WithTarget target_{GetParam()};
-};
-
-INSTANTIATE_TEST_SUITE_P(Targets, BackwardOnEveryTarget, ::testing::ValuesIn(testing::Targets()),
-                         [](const auto& info) { return info.param; });
+class BackwardOnEveryTarget : public testing::OnEveryTarget {};
+RMSNORM_ON_EVERY_TARGET(BackwardOnEveryTarget);
 
 // The reference's dx and dgamma for a case whose rstd is that of the forward call.
 Operands Expected(const Case& c) {

@@ -12,13 +12,8 @@ namespace {
 using testing::Case;
 using testing::Operands;
 
-class ForwardOnEveryTarget : public ::testing::TestWithParam<std::string> {
- protected:
-  const testing::WithTarget target_{GetParam()};
-};
-
-INSTANTIATE_TEST_SUITE_P(Targets, ForwardOnEveryTarget, ::testing::ValuesIn(testing::Targets()),
-                         [](const auto& info) { return info.param; });
+class ForwardOnEveryTarget : public testing::OnEveryTarget {};
+RMSNORM_ON_EVERY_TARGET(ForwardOnEveryTarget);
 
 constexpr rmsnorm_rounding kRoundings[] = {RMSNORM_ROUND_ONCE, RMSNORM_ROUND_BEFORE_GAMMA};
 

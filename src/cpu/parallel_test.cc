@@ -133,13 +133,8 @@ constexpr Way kWays[] = {{"at once", AtOnce},
                          {"as they come", AsTheyCome},
                          {"all in one range", AllInOneRange}};
 
-class RunnerOnEveryTarget : public ::testing::TestWithParam<std::string> {
- protected:
-  const testing::WithTarget target_{GetParam()};
-};
-
-INSTANTIATE_TEST_SUITE_P(Targets, RunnerOnEveryTarget, ::testing::ValuesIn(testing::Targets()),
-                         [](const auto& info) { return info.param; });
+class RunnerOnEveryTarget : public testing::OnEveryTarget {};
+RMSNORM_ON_EVERY_TARGET(RunnerOnEveryTarget);
 
 TEST_P(RunnerOnEveryTarget, TakesPiecesInAnyWayWithTheSameBits) {
   for (const Way& way : kWays) {

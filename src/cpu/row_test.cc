@@ -117,10 +117,10 @@ HWY_EXPORT(VectorBytes);
 
 namespace {
 
-class EveryTarget : public ::testing::TestWithParam<std::string> {};
+class EveryTarget : public testing::OnEveryTarget {};
+RMSNORM_ON_EVERY_TARGET(EveryTarget);
 
 TEST_P(EveryTarget, LaneSumsAndLeafSumsHaveTheBitsOfTheReference) {
-  const testing::WithTarget target(GetParam());
   testing::Random random(3);
   for (int64_t n = 1; n <= kLeaf; ++n) {
     std::vector<float> a(n), b(n), lanes(kLanes), expected(kLanes);
@@ -172,13 +172,11 @@ std::vector<float> Sample() {
 }
 
 TEST_P(EveryTarget, SampledFloatsAndThoseAroundEveryTieConvertToTheScalarBits) {
-  const testing::WithTarget target(GetParam());
   for (const rmsnorm_dtype dtype : testing::kDtypes) EXPECT_EQ(CountWrong(dtype, Sample()), 0);
 }
 
 TEST_P(EveryTarget, DISABLED_EveryFloatConvertsToTheScalarBits) {
   if (GetParam() == "reference") GTEST_SKIP() << "is the scalar conversion";
-  const testing::WithTarget target(GetParam());
   constexpr int64_t kBlock = 1 << 12;
   for (const rmsnorm_dtype dtype : testing::kDtypes) {
     int64_t wrong = 0;
@@ -195,7 +193,6 @@ TEST_P(EveryTarget, DISABLED_EveryFloatConvertsToTheScalarBits) {
 }
 
 TEST_P(EveryTarget, IsTheOneThatRuns) {
-  const testing::WithTarget target(GetParam());
   if (GetParam() == "reference") {
     EXPECT_TRUE(UsesReference());
   } else {
@@ -203,9 +200,6 @@ TEST_P(EveryTarget, IsTheOneThatRuns) {
     EXPECT_EQ(hwy::TargetName(HWY_DYNAMIC_DISPATCH(TargetThatRuns)()), GetParam());
   }
 }
-
-INSTANTIATE_TEST_SUITE_P(Targets, EveryTarget, ::testing::ValuesIn(testing::Targets()),
-                         [](const auto& info) { return info.param; });
 
 // tests/emulated.cmake says what it expects of the CPU that qemu stands in for.
 class EmulatedCpu : public ::testing::TestWithParam<std::string> {};
