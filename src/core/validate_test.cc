@@ -60,7 +60,7 @@ const BadCall<F> kBadForward[] = {
      [](F& a) { a.y.data = static_cast<float*>(a.x.data) + 1; }},
     {"YOnXWithAnotherStride", "y: overlaps x; expected x itself",
      [](F& a) { a.y = {a.x.data, a.x.row_stride + 1, a.x.dtype}; }},
-    {"YOnGamma", "y: overlaps gamma", [](F& a) { a.y.data = const_cast<void*>(a.gamma.data); }},
+    {"YOnGamma", "y: overlaps gamma", [](F& a) { a.gamma.data = a.y.data; }},
     {"RstdOnX", "rstd: overlaps x", [](F& a) { a.rstd = static_cast<float*>(a.x.data) + 3; }},
     {"RstdOnY", "y: overlaps rstd", [](F& a) { a.rstd = static_cast<float*>(a.y.data); }},
     {"RstdOnGamma", "rstd: overlaps gamma",
@@ -97,7 +97,7 @@ const BadCall<B> kBadBackward[] = {
     {"DxOnDy", "dx: overlaps dy", [](B& a) { a.dx.data = a.dy.data; }},
     {"DgammaOnGamma", "dgamma: overlaps gamma",
      [](B& a) { a.dgamma = static_cast<float*>(const_cast<void*>(a.gamma.data)); }},
-    {"DgammaOnRstd", "dgamma: overlaps rstd", [](B& a) { a.dgamma = const_cast<void*>(a.rstd); }},
+    {"DgammaOnRstd", "dgamma: overlaps rstd", [](B& a) { a.rstd = a.dgamma; }},
     {"DgammaOnDx", "dx: overlaps dgamma", [](B& a) { a.dgamma = static_cast<float*>(a.dx.data); }},
     {"NoWorkspace", "workspace: null; expected a pointer", [](B& a) { a.workspace = nullptr; }},
     {"SmallWorkspace", "workspace_size: 255; expected >= 256",
@@ -106,7 +106,8 @@ const BadCall<B> kBadBackward[] = {
      [](B& a) { a.workspace = static_cast<char*>(a.workspace) + 4; }},
     {"WorkspaceOnX", "workspace: overlaps x",
      [](B& a) {
-       a.workspace = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(a.x.data) & ~63ull);
+       a.rows = 1;
+       a.x.data = a.workspace;
      }},
     {"OffsetWithoutGamma", "gamma_offset: 2 without gamma",
      [](B& a) {
