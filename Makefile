@@ -17,7 +17,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
 
 define test-preset
 @echo "== C++ tests: $(PRESET)"
-@cmake --preset $(PRESET) > /dev/null
+@cmake --preset $(PRESET) --no-warn-unused-cli > /dev/null
 @cmake --build build/$(PRESET) -- --quiet
 @ctest --preset $(PRESET)
 endef
