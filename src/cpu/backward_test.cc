@@ -155,10 +155,14 @@ TEST_P(BackwardOnEveryTarget, SumsThatUnderflowToMinusZeroBecomePlusZero) {
   call.x.Set(0, 1);
   call.dy.Set(0, -0.0f);
   call.rstd[0] = 1;
+  Operands by_reference = call;
+  BackwardReference(by_reference.Backward());
   const rmsnorm_backward_args args = call.Backward();
   ASSERT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
-  EXPECT_TRUE(std::signbit(call.dx.Get(0))) << "c was -0";
-  EXPECT_TRUE(testing::SameBits(call.dgamma, std::vector<float>(128, 0.0f)));
+  for (const Operands& result : {call, by_reference}) {
+    EXPECT_TRUE(std::signbit(result.dx.Get(0))) << "c was -0";
+    EXPECT_TRUE(testing::SameBits(result.dgamma, std::vector<float>(128, 0.0f)));
+  }
 }
 
 }  // namespace
