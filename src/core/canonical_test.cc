@@ -69,7 +69,7 @@ TEST(ColumnBlocks, AreCompleteSubtreesThatCoverTheRows) {
       EXPECT_GE(cut.blocks * cut.block_rows, rows);
       EXPECT_LT((cut.blocks - 1) * cut.block_rows, std::max<int64_t>(rows, 1));
       EXPECT_EQ(cut.slots, TreeDepth(leaves));
-      EXPECT_EQ(cut.bytes, cut.blocks * cut.slots * 8 * 4);
+      EXPECT_EQ(cut.bytes, cut.blocks * cut.slots * PaddedColumns(8) * 4);
     }
   }
 }

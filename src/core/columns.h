@@ -8,9 +8,12 @@
 
 namespace rmsnorm {
 
+// The floats of one partial sum of n columns, so that whole vectors of it can be used.
+constexpr int64_t PaddedColumns(int64_t n) { return CeilDiv(n, kLanes) * kLanes; }
+
 // A block is a run of rows that one worker folds by itself: an aligned, complete subtree (the last
-// one may be short). It works in `slots` partial sums of n floats each and leaves its own in the
-// first.
+// one may be short). It works in `slots` partial sums of PaddedColumns(n) floats each and leaves
+// its own in the first.
 struct ColumnBlocks {
   int64_t blocks;
   int64_t block_rows;
@@ -22,11 +25,12 @@ struct ColumnBlocks {
 // rows and n are at most 2^48, so that the bytes of one block fit into int64_t.
 constexpr ColumnBlocks CutColumns(int64_t rows, int64_t n, int64_t max_blocks, int64_t max_bytes) {
   const int64_t leaves = CeilDiv(rows, kLeafRows);
+  const int64_t slot_bytes = 4 * PaddedColumns(n);
   for (int64_t block_leaves = 1;; block_leaves *= 2) {
     const int64_t blocks = CeilDiv(leaves, block_leaves);
     const int64_t slots = TreeDepth(block_leaves);
-    if (blocks <= 1 || (blocks <= max_blocks && slots * blocks <= max_bytes / (4 * n))) {
-      return {blocks, block_leaves * kLeafRows, slots, 4 * n * slots * blocks};
+    if (blocks <= 1 || (blocks <= max_blocks && slots * blocks <= max_bytes / slot_bytes)) {
+      return {blocks, block_leaves * kLeafRows, slots, slot_bytes * slots * blocks};
     }
   }
 }

@@ -8,6 +8,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "core/columns.h"
 #include "core/reference.h"
@@ -22,115 +24,220 @@ namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
 // One row's operands; the terms of c = dot(w, xhat) / n.
-template <class TDY, class TX, class TG>
+template <class TDY, class TX>
 struct RowTerms {
   const TDY* dy;
   const TX* x;
-  Scale<TG> scale;
+  const float* scale;  // in pairs for TX
   float rstd;
 
-  HWY_INLINE VF Xhat(DF d, size_t i) const {
-    return hn::Mul(LoadFloats(d, x + i), hn::Set(d, rstd));
+  struct Padded {
+    Tail<TDY> dy;
+    Tail<TX> x;
+    RowTerms terms;
+    HWY_INLINE Padded(const RowTerms& row, size_t columns)
+        : dy(row.dy, columns), x(row.x, columns), terms{dy.data, x.data, row.scale, row.rstd} {}
+  };
+
+  HWY_INLINE RowTerms From(size_t i) const { return {dy + i, x + i, scale + i, rstd}; }
+  HWY_INLINE void Load(DF d, size_t i, VF& dy0, VF& xhat0, VF& dy1, VF& xhat1) const {
+    LoadPair<TX>(d, dy + i, dy0, dy1);
+    LoadPair<TX>(d, x + i, xhat0, xhat1);
+    xhat0 = hn::Mul(xhat0, hn::Set(d, rstd));
+    xhat1 = hn::Mul(xhat1, hn::Set(d, rstd));
   }
-  HWY_INLINE void operator()(DF d, size_t i, VF& w, VF& xhat) const {
-    w = hn::Mul(LoadFloats(d, dy + i), scale(d, i));
-    xhat = Xhat(d, i);
+  HWY_INLINE void operator()(DF d, size_t i, VF& w0, VF& xhat0, VF& w1, VF& xhat1) const {
+    Load(d, i, w0, xhat0, w1, xhat1);
+    w0 = hn::Mul(w0, hn::Load(d, scale + i));
+    w1 = hn::Mul(w1, hn::Load(d, scale + i + hn::Lanes(d)));
   }
 };
 
-// dx of columns [0, n), which is a multiple of Lanes(d); null: not wanted. Adds dy * xhat to
-// sums[0 … n), unless it is null.
-template <class Terms, class TX>
-HWY_INLINE void GradientColumns(DF d, size_t n, const Terms& terms, float c, TX* dx,
+// What the gradients of a row are made of, and the row to ask for meanwhile.
+template <class TDY, class TX>
+struct GradientTerms {
+  RowTerms<TDY, TX> row;
+  float c;
+  const TDY* next_dy;
+  const TX* next_x;
+
+  HWY_INLINE GradientTerms From(size_t i) const {
+    return {row.From(i), c, next_dy + i, next_x + i};
+  }
+};
+
+// What is wanted of a row's gradients. kNaN: dx may hold one.
+template <bool kNaNValue, bool kDxValue, bool kSumsValue>
+struct Wanted {
+  static constexpr bool kNaN = kNaNValue, kDx = kDxValue, kSums = kSumsValue;
+};
+
+// Of `columns`, a multiple of 64: writes dx, adds dy * xhat to sums, in pairs for TX.
+template <class W, class TDY, class TX>
+HWY_INLINE void GradientColumns(DF d, size_t columns, const GradientTerms<TDY, TX>& terms, TX* dx,
                                 float* HWY_RESTRICT sums) {
-  const VF cs = hn::Set(d, c);
-  const VF rstds = hn::Set(d, terms.rstd);
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    const VF dy = LoadFloats(d, terms.dy + i);
-    const VF xhat = terms.Xhat(d, i);
-    if (sums != nullptr) hn::StoreU(hn::MulAdd(dy, xhat, hn::LoadU(d, sums + i)), d, sums + i);
-    if (dx != nullptr) {
-      const VF w = hn::Mul(dy, terms.scale(d, i));
-      StoreFloats(d, hn::Mul(hn::NegMulAdd(xhat, cs, w), rstds), dx + i);
+  const size_t N = hn::Lanes(d);
+  const VF c = hn::Set(d, terms.c);
+  const VF rstd = hn::Set(d, terms.row.rstd);
+  for (size_t i = 0; i < columns; i += 2 * N) {
+    VF dy0, dy1, xhat0, xhat1;
+    terms.row.Load(d, i, dy0, xhat0, dy1, xhat1);
+    PrefetchLines(terms.next_x + i, 2 * N);
+    PrefetchLines(terms.next_dy + i, 2 * N);
+    if constexpr (W::kSums) {
+      hn::Store(hn::MulAdd(dy0, xhat0, hn::Load(d, sums + i)), d, sums + i);
+      hn::Store(hn::MulAdd(dy1, xhat1, hn::Load(d, sums + i + N)), d, sums + i + N);
+    }
+    if constexpr (W::kDx) {
+      const VF w0 = hn::Mul(dy0, hn::Load(d, terms.row.scale + i));
+      const VF w1 = hn::Mul(dy1, hn::Load(d, terms.row.scale + i + N));
+      StorePair<W::kNaN, TX>(d, hn::Mul(hn::NegMulAdd(xhat0, c, w0), rstd),
+                             hn::Mul(hn::NegMulAdd(xhat1, c, w1), rstd), dx + i);
     }
   }
 }
 
-template <class TDY, class TX, class TG>
+template <class TDY, class TX>
 class BackwardRowsOf {
  public:
   explicit BackwardRowsOf(const rmsnorm_backward_args& args)
-      : args_(args), n_(args.n), gamma_tail_(Gamma(), args.n) {}
+      : args_(args),
+        n_(args.n),
+        slot_(PaddedColumns(args.n)),
+        streams_(GoesPastTheCaches(args.rows * args.n * sizeof(TX)) && args.dx.data != args.x.data),
+        // Rows stay in the second-level cache between the passes; the second goes leaf by leaf, so
+        // that its part of gamma and of the sums stays in the first.
+        grouping_(GroupingOf(n_, n_ * (sizeof(TDY) + sizeof(TX)), 128 << 10, 64 << 10)),
+        scales_(args.gamma, args.gamma_offset, args.n) {}
 
-  // The tree over the columns of leaves [first, first + count) into slots[0 … n), the partial sums
-  // of its right branches into the slots after it; dx of those leaves' rows. Rows end at `end`.
-  void Leaves(int64_t first, int64_t count, int64_t end, float* slots) const {
+  // dx of rows [begin, end), and the tree over their leaves of the columns of dy * xhat in slots[0
+  // … n), unless slots is null.
+  void Rows(int64_t begin, int64_t end, float* slots) {
+    Leaves(begin / kLeafRows, CeilDiv(end - begin, kLeafRows), end, slots);
+    if (slots != nullptr && kEvenOdd<TX>) {
+      const DF d;
+      for (size_t i = 0; i < slot_; i += 2 * hn::Lanes(d)) {
+        const VF even = hn::Load(d, slots + i);
+        const VF odd = hn::Load(d, slots + i + hn::Lanes(d));
+        hn::StoreInterleaved2(even, odd, d, slots + i);
+      }
+    }
+    if (streams_) hwy::FlushStream();
+  }
+
+ private:
+  using Terms = RowTerms<TDY, TX>;
+
+  // The tree over the columns of leaves [first, first + count), in pairs for TX, in the first slot;
+  // the partial sums of its right branches in the slots after it.
+  void Leaves(int64_t first, int64_t count, int64_t end, float* slots) {
     if (count > 1) {
       const int64_t cut = TreeCut(count);
-      float* right = slots != nullptr ? slots + n_ : nullptr;
+      float* right = slots != nullptr ? slots + slot_ : nullptr;
       Leaves(first, cut, end, slots);
       Leaves(first + cut, count - cut, end, right);
       if (slots != nullptr) AddTo(slots, right);
       return;
     }
-    if (slots != nullptr) std::fill_n(slots, n_, 0.0f);
+    if (slots != nullptr) std::fill_n(slots, slot_, 0.0f);
     const int64_t begin = first * kLeafRows;
-    for (int64_t row = begin; row < std::min(begin + kLeafRows, end); ++row) Row(row, slots);
+    const int64_t leaf_end = std::min(begin + kLeafRows, end);
+    for (int64_t row = begin; row < leaf_end; row += grouping_.rows) {
+      Group(row, std::min(grouping_.rows, leaf_end - row), end, slots);
+    }
   }
 
- private:
-  using Terms = RowTerms<TDY, TX, TG>;
-
-  const TG* Gamma() const { return static_cast<const TG*>(args_.gamma.data); }
-
-  HWY_ATTR void AddTo(float* HWY_RESTRICT left, const float* HWY_RESTRICT right) const {
-    for (size_t i = 0; i < n_; ++i) left[i] += right[i];
-  }
-
-  HWY_ATTR void Row(int64_t row, float* sums) const {
+  void AddTo(float* HWY_RESTRICT left, const float* HWY_RESTRICT right) const {
     const DF d;
-    const size_t rest = n_ % kLanes;
-    const float gamma_offset = static_cast<float>(args_.gamma_offset);
-    const float rstd = LoadElement<float>(args_.rstd, row);
-    const TDY* dy = RowOf<TDY>(args_.dy, row);
-    const TX* x = RowOf<TX>(args_.x, row);
-    TX* dx = args_.dx.data != nullptr ? RowOf<TX>(args_.dx, row) : nullptr;
-    const Tail<TDY> dy_tail(dy, n_);
-    const Tail<TX> x_tail(x, n_);
-    const Terms terms{dy, x, {Gamma(), gamma_offset}, rstd};
-    const Terms tail{dy_tail.data, x_tail.data, {gamma_tail_.data, gamma_offset}, rstd};
-    const float c = dx != nullptr ? DotOfRow(d, n_, terms, tail) / static_cast<float>(n_) : 0;
-    GradientColumns(d, n_ - rest, terms, c, dx, sums);
+    for (size_t i = 0; i < slot_; i += hn::Lanes(d)) {
+      hn::Store(hn::Add(hn::Load(d, left + i), hn::Load(d, right + i)), d, left + i);
+    }
+  }
+
+  const TDY* Dy(int64_t row) const { return RowOf<TDY>(args_.dy, row); }
+  const TX* X(int64_t row) const { return RowOf<TX>(args_.x, row); }
+
+  HWY_INLINE Terms TermsAt(int64_t row, size_t i) {
+    const float* scale = scales_.At(i / kBlock * kBlock) + i % kBlock;
+    return {Dy(row) + i, X(row) + i, scale, LoadElement<float>(args_.rstd, row)};
+  }
+
+  void Group(int64_t row, int64_t rows, int64_t end, float* sums) {
+    if (args_.dx.data == nullptr) {
+      return Gradients<Wanted<false, false, true>>(row, rows, RowSums(), end, sums);
+    }
+    const DF d;
+    const auto terms = [&](size_t r, size_t i) { return TermsAt(row + r, i); };
+    RowSums c = DotOfRows<TX>(d, n_, rows, terms);
+    bool usual = true;
+    for (int64_t r = 0; r < rows; ++r) {
+      c.of[r] /= static_cast<float>(n_);
+      // A finite c implies finite w and xhat. With such an rstd, dx holds no NaN then.
+      const float rstd = LoadElement<float>(args_.rstd, row + r);
+      usual = usual && std::isfinite(c.of[r]) && std::isfinite(rstd) && rstd != 0;
+    }
+    if (sums == nullptr) {
+      Gradients<Wanted<true, true, false>>(row, rows, c, end, sums);
+    } else if (usual) {
+      Gradients<Wanted<false, true, true>>(row, rows, c, end, sums);
+    } else {
+      Gradients<Wanted<true, true, true>>(row, rows, c, end, sums);
+    }
+  }
+
+  template <class W>
+  void Gradients(int64_t row, int64_t rows, const RowSums& c, int64_t end, float* sums) {
+    for (size_t i = 0; i < n_; i += kLeaf) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t next = std::min(row + r + grouping_.ahead, end - 1);
+        const GradientTerms<TDY, TX> terms = {TermsAt(row + r, i), c.of[r], Dy(next) + i,
+                                              X(next) + i};
+        GradientLeaf<W>(HWY_MIN(size_t{kLeaf}, n_ - i), terms,
+                        W::kDx ? RowOf<TX>(args_.dx, row + r) + i : nullptr,
+                        W::kSums ? sums + i : nullptr);
+      }
+    }
+  }
+
+  template <class W>
+  HWY_INLINE void GradientLeaf(size_t columns, const GradientTerms<TDY, TX>& terms, TX* dx,
+                               float* sums) const {
+    const DF d;
+    const size_t rest = columns % kLanes;
+    const size_t full = columns - rest;
+    HWY_ALIGN TX piece[kPiece];
+    const bool streams = W::kDx && streams_;
+    if (!streams) GradientColumns<W>(d, full, terms, dx, sums);
+    for (size_t i = 0; streams && i < full; i += kPiece) {
+      const size_t count = HWY_MIN(kPiece, full - i);
+      GradientColumns<W>(d, count, terms.From(i), piece, W::kSums ? sums + i : nullptr);
+      StreamBytes(piece, dx + i, count * sizeof(TX));
+    }
     if (rest == 0) return;
-    Tail<TX> dx_tail;
-    Tail<float> sums_tail;
-    if (sums != nullptr) sums_tail.Load(sums, n_);
-    GradientColumns(d, kLanes, tail, c, dx != nullptr ? dx_tail.data : nullptr,
-                    sums != nullptr ? sums_tail.data : nullptr);
-    if (dx != nullptr) dx_tail.Store(dx, n_);
-    if (sums != nullptr) sums_tail.Store(sums, n_);
+    const typename Terms::Padded tail(terms.row.From(full), rest);
+    const GradientTerms<TDY, TX> tail_terms = {tail.terms, terms.c, tail.dy.data, tail.x.data};
+    GradientColumns<W>(d, kLanes, tail_terms, piece, W::kSums ? sums + full : nullptr);
+    if (W::kDx) CopyFew(piece, rest, dx + full);
   }
 
   const rmsnorm_backward_args& args_;
   const size_t n_;
-  const Tail<TG> gamma_tail_;
+  const size_t slot_;  // floats
+  const bool streams_;
+  const Grouping grouping_;
+  Scales<TX> scales_;
 };
 
 // Rows [begin, end): BackwardRowsReference, in the widest vectors of this target. slots: the
 // partial sums of a ColumnBlocks block, or null.
 void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, float* slots) {
-  const int64_t first = begin / kLeafRows;
-  const int64_t leaves = CeilDiv(end - begin, kLeafRows);
   VisitDtype(args.x.dtype, [&](auto x) {
-    VisitGamma(args.gamma, [&](auto gamma) {
-      using TX = decltype(x);
-      using TG = decltype(gamma);
-      if (args.dy.dtype == RMSNORM_FLOAT32) {
-        BackwardRowsOf<float, TX, TG>(args).Leaves(first, leaves, end, slots);
-      } else {
-        BackwardRowsOf<TX, TX, TG>(args).Leaves(first, leaves, end, slots);
-      }
-    });
+    using TX = decltype(x);
+    if (args.dy.dtype == RMSNORM_FLOAT32) {
+      BackwardRowsOf<float, TX>(args).Rows(begin, end, slots);
+    } else {
+      BackwardRowsOf<TX, TX>(args).Rows(begin, end, slots);
+    }
   });
 }
 
@@ -160,15 +267,26 @@ int64_t BlocksFor(const rmsnorm_runner* runner) {
   return threads == 1 ? 1 : 4 * threads;
 }
 
-// dgamma of columns [begin, end) from the first slot of each block.
+// dgamma of columns [begin, end): the tree over the first slot of each block, which it overwrites.
 void FoldBlocks(const ColumnBlocks& blocks, const rmsnorm_backward_args& args, int64_t begin,
                 int64_t end) {
-  const float* slots = static_cast<const float*>(args.workspace);
-  for (int64_t i = begin; i < end; ++i) {
-    const auto block_sum = [&](int64_t block) { return slots[block * blocks.slots * args.n + i]; };
-    const float sum = blocks.blocks > 0 ? Tree<float>(0, blocks.blocks, block_sum) : 0.0f;
-    StoreElement(args.dgamma, i, FromFloat<float>(sum + 0.0f));
+  char* dgamma = static_cast<char*>(args.dgamma) + begin * sizeof(float);
+  const size_t bytes = (end - begin) * sizeof(float);
+  if (blocks.blocks == 0) {
+    std::memset(dgamma, 0, bytes);
+    return;
   }
+  float* slots = static_cast<float*>(args.workspace);
+  const int64_t block_floats = blocks.slots * PaddedColumns(args.n);
+  for (int64_t step = 1; step < blocks.blocks; step *= 2) {
+    for (int64_t block = 0; block + step < blocks.blocks; block += 2 * step) {
+      float* left = slots + block * block_floats;
+      const float* right = left + step * block_floats;
+      for (int64_t i = begin; i < end; ++i) left[i] += right[i];
+    }
+  }
+  for (int64_t i = begin; i < end; ++i) slots[i] = FromFloat<float>(slots[i] + 0.0f);
+  std::memcpy(dgamma, slots + begin, bytes);
 }
 
 }  // namespace
@@ -196,7 +314,7 @@ void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
                 for (int64_t block = begin; block < end; ++block) {
                   const int64_t first = block * blocks.block_rows;
                   backward_rows(args, first, std::min(first + blocks.block_rows, args.rows),
-                                slots + block * blocks.slots * args.n);
+                                slots + block * blocks.slots * PaddedColumns(args.n));
                 }
               });
   ParallelFor(runner, args.n, /*unit=*/64, 4 * (blocks.blocks + 1),

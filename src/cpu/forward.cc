@@ -7,6 +7,9 @@
 // After foreach_target.h:
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/reference.h"
 #include "cpu/parallel.h"
 #include "cpu/row-inl.h"
@@ -18,69 +21,168 @@ namespace HWY_NAMESPACE {
 
 #if HWY_NATIVE_FMA
 
+// The terms of dot(x, x).
 template <class TX>
 struct Squares {
   const TX* x;
 
-  HWY_INLINE void operator()(DF d, size_t i, VF& a, VF& b) const { a = b = LoadFloats(d, x + i); }
+  struct Padded {
+    Tail<TX> x;
+    Squares terms;
+    HWY_INLINE Padded(const Squares& row, size_t columns) : x(row.x, columns), terms{x.data} {}
+  };
+
+  HWY_INLINE Squares From(size_t i) const { return {x + i}; }
+  HWY_INLINE void operator()(DF d, size_t i, VF& a0, VF& b0, VF& a1, VF& b1) const {
+    LoadPair<TX>(d, x + i, a0, a1);
+    b0 = a0;
+    b1 = a1;
+  }
 };
 
-// y of columns [0, n), which is a multiple of Lanes(d). y may be x.
-template <bool kBeforeGamma, class TX, class TG, class TY>
-HWY_INLINE void ScaleColumns(DF d, size_t n, const TX* x, float rstd, const Scale<TG>& scale,
-                             TY* y) {
-  const VF rstds = hn::Set(d, rstd);
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) {
-    VF xhat = hn::Mul(LoadFloats(d, x + i), rstds);
-    if constexpr (kBeforeGamma) xhat = Rounded<TX>(d, xhat);
-    StoreFloats(d, hn::Mul(xhat, scale(d, i)), y + i);
+// What y of a row is made of, and the row to ask for meanwhile.
+template <class TX>
+struct Factors {
+  const TX* x;
+  const float* scale;  // in pairs for TX
+  float rstd;
+  const TX* next;
+
+  HWY_INLINE Factors From(size_t i) const { return {x + i, scale + i, rstd, next + i}; }
+};
+
+// y of `columns`, a multiple of 64. y may be x.
+template <bool kBeforeGamma, bool kNaN, class TX, class TY>
+HWY_INLINE void ScaleColumns(DF d, size_t columns, const Factors<TX>& row, TY* y) {
+  const size_t N = hn::Lanes(d);
+  const VF rstd = hn::Set(d, row.rstd);
+  for (size_t i = 0; i < columns; i += 2 * N) {
+    VF xhat0, xhat1;
+    LoadPair<TX>(d, row.x + i, xhat0, xhat1);
+    PrefetchLines(row.next + i, 2 * N);
+    xhat0 = hn::Mul(xhat0, rstd);
+    xhat1 = hn::Mul(xhat1, rstd);
+    if constexpr (kBeforeGamma) {
+      xhat0 = Rounded<kNaN, TX>(d, xhat0);
+      xhat1 = Rounded<kNaN, TX>(d, xhat1);
+    }
+    StorePair<kNaN, TX>(d, hn::Mul(xhat0, hn::Load(d, row.scale + i)),
+                        hn::Mul(xhat1, hn::Load(d, row.scale + i + N)), y + i);
   }
 }
 
-template <bool kBeforeGamma, class TX, class TG, class TY>
-void ForwardRowsOf(const rmsnorm_forward_args& args, int64_t begin, int64_t end) {
-  const DF d;
-  const size_t n = static_cast<size_t>(args.n);
-  const size_t rest = n % kLanes;
-  const float epsilon = static_cast<float>(args.epsilon);
-  const float gamma_offset = static_cast<float>(args.gamma_offset);
-  const TG* gamma = static_cast<const TG*>(args.gamma.data);
-  const Tail<TG> gamma_tail(gamma, n);
-  for (int64_t row = begin; row < end; ++row) {
-    const TX* x = RowOf<TX>(args.x, row);
-    TY* y = RowOf<TY>(args.y, row);
-    const Tail<TX> x_tail(x, n);
-    const float s = DotOfRow(d, n, Squares<TX>{x}, Squares<TX>{x_tail.data});
-    const float rstd =
-        Rstd(s, args.n, epsilon, [x](int64_t i) { return ToFloat(LoadElement<TX>(x, i)); });
-    ScaleColumns<kBeforeGamma>(d, n - rest, x, rstd, Scale<TG>{gamma, gamma_offset}, y);
-    if (rest > 0) {
-      Tail<TY> y_tail;
-      ScaleColumns<kBeforeGamma>(d, kLanes, x_tail.data, rstd,
-                                 Scale<TG>{gamma_tail.data, gamma_offset}, y_tail.data);
-      y_tail.Store(y, n);
+template <bool kBeforeGamma, class TX, class TY>
+class ForwardRowsOf {
+ public:
+  explicit ForwardRowsOf(const rmsnorm_forward_args& args)
+      : args_(args),
+        n_(args.n),
+        streams_(GoesPastTheCaches(args.rows * args.n * sizeof(TY)) && args.y.data != args.x.data),
+        scales_(args.gamma, args.gamma_offset, args.n) {}
+
+  void Rows(int64_t begin, int64_t end) {
+    const DF d;
+    // Rows stay in the first-level cache between the passes.
+    const Grouping grouping = GroupingOf(n_, n_ * sizeof(TX), 16 << 10, 32 << 10);
+    for (int64_t row = begin; row < end; row += grouping.rows) {
+      const int64_t rows = std::min(grouping.rows, end - row);
+      const auto squares = [&](size_t r, size_t i) { return Squares<TX>{X(row + r) + i}; };
+      RowSums rstds = DotOfRows<TX>(d, n_, rows, squares);
+      const bool usual = ToRstds(row, rows, rstds);
+      for (size_t i = 0; i < n_; i += kBlock) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t next = std::min(row + r + grouping.ahead, end - 1);
+          const Factors<TX> factors = {X(row + r) + i, scales_.At(i), rstds.of[r], X(next) + i};
+          TY* y = RowOf<TY>(args_.y, row + r) + i;
+          if (usual && scales_.AreFinite()) {  // then no product is a NaN
+            ScaleBlock<false>(HWY_MIN(kBlock, n_ - i), factors, y);
+          } else {
+            ScaleBlock<true>(HWY_MIN(kBlock, n_ - i), factors, y);
+          }
+        }
+      }
     }
-    if (args.rstd != nullptr) StoreElement(args.rstd, row, FromFloat<float>(rstd));
+    if (streams_) hwy::FlushStream();
   }
-}
+
+ private:
+  const TX* X(int64_t row) const { return RowOf<TX>(args_.x, row); }
+
+  // Turns the sums of squares of rows from `row` on into rstd, and stores it. Returns whether all
+  // are positive and finite.
+  bool ToRstds(int64_t row, size_t rows, RowSums& sums) const {
+    const DF d;
+    const size_t N = hn::Lanes(d);
+    const VF n = hn::Set(d, static_cast<float>(n_));
+    const VF epsilon = hn::Set(d, static_cast<float>(args_.epsilon));
+    const VF infinity = hn::Set(d, HUGE_VALF);
+    bool usual = true;
+    for (size_t first = 0; first < rows; first += N) {
+      float* of = sums.of + first;
+      const size_t count = HWY_MIN(N, rows - first);
+      const auto others = hn::Not(hn::FirstN(d, count));
+      const VF t = hn::Add(hn::Div(hn::Load(d, of), n), epsilon);
+      const auto in_range = hn::And(hn::Ge(t, hn::Set(d, 0x1p-90f)), hn::Lt(t, infinity));
+      if (hn::AllTrue(d, hn::Or(in_range, others))) {
+        hn::Store(hn::Div(hn::Set(d, 1.0f), hn::Sqrt(t)), d, of);
+      } else {
+        for (size_t r = 0; r < count; ++r) of[r] = RstdOf(row + first + r, of[r]);
+      }
+      const VF rstds = hn::Load(d, of);
+      const auto finite = hn::And(hn::Gt(rstds, hn::Zero(d)), hn::Lt(rstds, infinity));
+      usual = usual && hn::AllTrue(d, hn::Or(finite, others));
+      if (args_.rstd == nullptr) continue;
+      HWY_ALIGN float stored[kMaxLanes];
+      hn::Store(CanonicalNaN<true>(d, rstds), d, stored);
+      CopyFew(stored, count, static_cast<float*>(args_.rstd) + row + first);
+    }
+    return usual;
+  }
+
+  float RstdOf(int64_t row, float sum_of_squares) const {
+    return Rstd(sum_of_squares, args_.n, static_cast<float>(args_.epsilon),
+                [x = X(row)](int64_t i) { return ToFloat(LoadElement<TX>(x, i)); });
+  }
+
+  template <bool kNaN>
+  HWY_INLINE void ScaleBlock(size_t columns, const Factors<TX>& row, TY* y) const {
+    const DF d;
+    const size_t rest = columns % kLanes;
+    const size_t full = columns - rest;
+    HWY_ALIGN TY piece[kPiece];
+    if (!streams_) ScaleColumns<kBeforeGamma, kNaN>(d, full, row, y);
+    for (size_t i = 0; streams_ && i < full; i += kPiece) {
+      const size_t count = HWY_MIN(kPiece, full - i);
+      ScaleColumns<kBeforeGamma, kNaN>(d, count, row.From(i), piece);
+      StreamBytes(piece, y + i, count * sizeof(TY));
+    }
+    if (rest == 0) return;
+    const Tail<TX> x(row.x + full, rest);
+    const Factors<TX> tail = {x.data, row.scale + full, row.rstd, x.data};
+    ScaleColumns<kBeforeGamma, kNaN>(d, kLanes, tail, piece);
+    CopyFew(piece, rest, y + full);
+  }
+
+  const rmsnorm_forward_args& args_;
+  const size_t n_;
+  const bool streams_;
+  Scales<TX> scales_;
+};
 
 // Rows [begin, end): ForwardReference, in the widest vectors of this target.
 void ForwardRows(const rmsnorm_forward_args& args, int64_t begin, int64_t end) {
   const bool before_gamma = args.rounding == RMSNORM_ROUND_BEFORE_GAMMA;
   VisitDtype(args.x.dtype, [&](auto x) {
-    VisitGamma(args.gamma, [&](auto gamma) {
-      using TX = decltype(x);
-      using TG = decltype(gamma);
-      if constexpr (std::is_same_v<TX, float>) {
-        ForwardRowsOf<false, float, TG, float>(args, begin, end);
-      } else if (args.y.dtype == RMSNORM_FLOAT32) {
-        before_gamma ? ForwardRowsOf<true, TX, TG, float>(args, begin, end)
-                     : ForwardRowsOf<false, TX, TG, float>(args, begin, end);
-      } else {
-        before_gamma ? ForwardRowsOf<true, TX, TG, TX>(args, begin, end)
-                     : ForwardRowsOf<false, TX, TG, TX>(args, begin, end);
-      }
-    });
+    using TX = decltype(x);
+    if constexpr (std::is_same_v<TX, float>) {
+      ForwardRowsOf<false, float, float>(args).Rows(begin, end);
+    } else if (args.y.dtype == RMSNORM_FLOAT32) {
+      before_gamma ? ForwardRowsOf<true, TX, float>(args).Rows(begin, end)
+                   : ForwardRowsOf<false, TX, float>(args).Rows(begin, end);
+    } else {
+      before_gamma ? ForwardRowsOf<true, TX, TX>(args).Rows(begin, end)
+                   : ForwardRowsOf<false, TX, TX>(args).Rows(begin, end);
+    }
   });
 }
 

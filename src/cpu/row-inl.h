@@ -1,4 +1,4 @@
-// What forward and backward share on one row: loads, stores, and the canonical sum along it.
+// What forward and backward share on rows: the canonical sums along them, and gamma.
 // Included once for each target by foreach_target.h, inside no namespace.
 #if defined(RMSNORM_CPU_ROW_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RMSNORM_CPU_ROW_INL_H_
@@ -9,11 +9,14 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "core/canonical.h"
+#include "core/columns.h"
 #include "core/dtype.h"
+#include "cpu/elements-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rmsnorm::cpu {
@@ -21,116 +24,86 @@ namespace HWY_NAMESPACE {
 
 #if HWY_NATIVE_FMA  // other targets use the reference
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-// Vectors of at most 16 lanes, so that four of them never hold more than the 64 of a leaf's step.
-using DF = hn::CappedTag<float, 16>;
-using VF = hn::Vec<DF>;
-using DU = hn::Repartition<uint32_t, DF>;
-using D16 = hn::Rebind<uint16_t, DF>;
-using DHalf = hn::Rebind<hwy::float16_t, DF>;
-
-struct NoGamma {};  // the element type of an absent gamma
-
-// Calls f with a value of gamma's element type.
-template <class F>
-void VisitGamma(const rmsnorm_vector& gamma, F&& f) {
-  if (gamma.data == nullptr) return f(NoGamma{});
-  VisitDtype(gamma.dtype, f);
+// The bits of |v|, which are in the order of the numbers, infinity and NaN last.
+HWY_INLINE hn::Vec<DU> Magnitude(VF v) {
+  return hn::And(hn::BitCast(DU(), v), hn::Set(DU(), 0x7FFFFFFF));
 }
 
-HWY_INLINE VF LoadFloats(DF d, const float* p) { return hn::LoadU(d, p); }
-HWY_INLINE VF LoadFloats(DF d, const BFloat16* p) {
-  const auto bits = hn::PromoteTo(DU(), hn::LoadU(D16(), reinterpret_cast<const uint16_t*>(p)));
-  return hn::BitCast(d, hn::ShiftLeft<16>(bits));
-}
-HWY_INLINE VF LoadFloats(DF d, const Float16* p) {
-  return hn::PromoteTo(d, hn::LoadU(DHalf(), reinterpret_cast<const hwy::float16_t*>(p)));
-}
-
-// Highway's conversions to bfloat16 differ between targets, so the rounding is spelled out here:
-// the 16 result bits, in 32-bit lanes.
-HWY_INLINE hn::Vec<DU> BFloat16Bits(VF v) {
-  const DU du;
-  const auto bits = hn::BitCast(du, v);
-  const auto upper = hn::ShiftRight<16>(bits);
-  const auto odd = hn::And(upper, hn::Set(du, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7FFF)), odd));
-  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(v)), hn::Set(du, kNaN16), rounded);
-}
-
-HWY_INLINE VF CanonicalNaN(DF d, VF v) {
-  return hn::IfThenElse(hn::IsNaN(v), hn::BitCast(d, hn::Set(DU(), kNaN32)), v);
-}
-
-HWY_INLINE void StoreFloats(DF d, VF v, float* p) { hn::StoreU(CanonicalNaN(d, v), d, p); }
-HWY_INLINE void StoreFloats(DF, VF v, BFloat16* p) {
-  const auto bits = hn::BitCast(hn::RebindToSigned<DU>(), BFloat16Bits(v));
-  hn::StoreU(hn::DemoteTo(D16(), bits), D16(), reinterpret_cast<uint16_t*>(p));
-}
-HWY_INLINE void StoreFloats(DF d, VF v, Float16* p) {
-  const auto half = hn::DemoteTo(DHalf(), CanonicalNaN(d, v));
-  hn::StoreU(half, DHalf(), reinterpret_cast<hwy::float16_t*>(p));
-}
-
-// v as it would be read back from an element of type T.
-template <class T>
-HWY_INLINE VF Rounded(DF d, VF v);
-template <>
-HWY_INLINE VF Rounded<float>(DF, VF v) {
-  return v;
-}
-template <>
-HWY_INLINE VF Rounded<BFloat16>(DF d, VF v) {
-  return hn::BitCast(d, hn::ShiftLeft<16>(BFloat16Bits(v)));
-}
-template <>
-HWY_INLINE VF Rounded<Float16>(DF d, VF v) {
-  return hn::PromoteTo(d, hn::DemoteTo(DHalf(), v));
-}
-
-// The columns past the last full step of 64, padded with zeros, so that no vector reads or writes
-// past the row.
-template <class T>
-struct Tail {
-  HWY_ALIGN T data[kLanes];
-
-  HWY_INLINE Tail() {}
-  HWY_INLINE Tail(const T* row, size_t n) { Load(row, n); }
-
-  HWY_INLINE void Load(const T* row, size_t n) {
-    const size_t rest = n % kLanes;
-    if (rest == 0) return;
-    std::memset(static_cast<void*>(data), 0, sizeof(data));
-    std::memcpy(data, row + (n - rest), rest * sizeof(T));
+// scale[0 … columns) = gamma_offset + gamma[0 … columns), in pairs for TX; columns is a multiple of
+// 64. Returns the largest magnitudes.
+template <class TX, class TG>
+HWY_INLINE hn::Vec<DU> AddOffset(DF d, const TG* gamma, float gamma_offset, size_t columns,
+                                 float* HWY_RESTRICT scale) {
+  const size_t N = hn::Lanes(d);
+  const VF offset = hn::Set(d, gamma_offset);
+  auto largest = hn::Zero(DU());
+  for (size_t i = 0; i < columns; i += 2 * N) {
+    VF v0, v1;
+    LoadPair<TX>(d, gamma + i, v0, v1);
+    v0 = hn::Add(offset, v0);
+    v1 = hn::Add(offset, v1);
+    largest = hn::Max(largest, hn::Max(Magnitude(v0), Magnitude(v1)));
+    hn::Store(v0, d, scale + i);
+    hn::Store(v1, d, scale + i + N);
   }
-  HWY_INLINE void Store(T* row, size_t n) const {
-    const size_t rest = n % kLanes;
-    std::memcpy(row + (n - rest), data, rest * sizeof(T));
+  return largest;
+}
+
+// The same for any number of columns, and something up to the next multiple of 64.
+// Returns whether all are finite.
+template <class TX, class TG>
+HWY_INLINE bool FillScaleFrom(DF d, const TG* gamma, float gamma_offset, size_t columns,
+                              float* HWY_RESTRICT scale) {
+  const size_t rest = columns % kLanes;
+  const size_t full = columns - rest;
+  auto largest = AddOffset<TX>(d, gamma, gamma_offset, full, scale);
+  if (rest > 0) {
+    const Tail<TG> tail(gamma + full, rest);
+    largest = hn::Max(largest, AddOffset<TX>(d, tail.data, gamma_offset, kLanes, scale + full));
   }
-};
-template <>
-struct Tail<NoGamma> {
-  NoGamma data[1];
-  HWY_INLINE Tail(const NoGamma*, size_t) {}
-};
+  return hn::AllTrue(DU(), hn::Lt(largest, hn::Set(DU(), 0x7F800000)));
+}
 
-// gamma_offset + gamma of the columns at i.
-template <class TG>
-struct Scale {
-  const TG* gamma;
-  float gamma_offset;
+inline constexpr size_t kBlockLeaves = 32;  // leaves whose sums are folded together
+inline constexpr size_t kBlock = kBlockLeaves * kLeaf;
 
-  HWY_INLINE VF operator()(DF d, size_t i) const {
-    return hn::Add(hn::Set(d, gamma_offset), LoadFloats(d, gamma + i));
+// gamma_offset + gamma as floats, in pairs for TX, of one block of columns at a time: rows of one
+// block convert gamma once.
+template <class TX>
+class Scales {
+ public:
+  Scales(const rmsnorm_vector& gamma, double gamma_offset, size_t n)
+      : gamma_(gamma), gamma_offset_(static_cast<float>(gamma_offset)), n_(n) {}
+
+  // Of columns [begin, begin + kBlock), begin a multiple of kBlock.
+  const float* At(size_t begin) {
+    if (begin != begin_) Fill(begin);
+    return scale_;
   }
-};
-template <>
-struct Scale<NoGamma> {
-  const NoGamma* gamma;
-  float gamma_offset;
+  // Whether all of the block that At was asked for are finite.
+  bool AreFinite() const { return finite_; }
 
-  HWY_INLINE VF operator()(DF d, size_t) const { return hn::Set(d, 1.0f); }
+ private:
+  void Fill(size_t begin) {
+    const DF d;
+    const size_t columns = HWY_MIN(kBlock, n_ - begin);
+    if (gamma_.data == nullptr) {
+      std::fill_n(scale_, PaddedColumns(columns), 1.0f);
+    } else {
+      finite_ = VisitDtype(gamma_.dtype, [&](auto element) HWY_ATTR {
+        const auto* data = static_cast<const decltype(element)*>(gamma_.data);
+        return FillScaleFrom<TX>(d, data + begin, gamma_offset_, columns, scale_);
+      });
+    }
+    begin_ = begin;
+  }
+
+  HWY_ALIGN float scale_[kBlock];
+  const rmsnorm_vector gamma_;
+  const float gamma_offset_;
+  const size_t n_;
+  size_t begin_ = ~size_t{0};
+  bool finite_ = true;
 };
 
 // lo[0] + lo[1], lo[2] + lo[3], …, hi[0] + hi[1], …
@@ -138,87 +111,174 @@ HWY_INLINE VF PairSums(DF d, VF lo, VF hi) {
   return hn::Add(hn::ConcatEven(d, hi, lo), hn::ConcatOdd(d, hi, lo));
 }
 
-// The chains of 4 Lanes(d) lanes of one leaf, from `lane` on, in four accumulators.
-//   terms(d, i, a, b)  loads the elements at i into a and b
-//   begin, steps       first column of the leaf, its full steps of 64
-//   tail, rest         the same for the row's padded tail, and how many of its lanes count: what
-//                      terms makes of padding may be NaN, so the others are masked; 0: no tail
-// A chain has at most 8 steps, and 4 independent ones hide the latency of an AVX-512 fma.
+// acc0 … acc3 += a * b of the 4 Lanes(d) columns from i on.
+//   terms(d, i, a0, b0, a1, b1)  loads the pairs a and b of 2 Lanes(d) columns
 template <class Terms>
-HWY_INLINE void LaneSums(DF d, const Terms& terms, size_t begin, size_t steps, const Terms& tail,
-                         size_t rest, size_t lane, VF& acc0, VF& acc1, VF& acc2, VF& acc3) {
+HWY_INLINE void AddProducts(DF d, const Terms& terms, size_t i, VF& acc0, VF& acc1, VF& acc2,
+                            VF& acc3) {
+  VF a0, b0, a1, b1;
+  terms(d, i, a0, b0, a1, b1);
+  acc0 = hn::MulAdd(a0, b0, acc0);
+  acc1 = hn::MulAdd(a1, b1, acc1);
+  terms(d, i + 2 * hn::Lanes(d), a0, b0, a1, b1);
+  acc2 = hn::MulAdd(a0, b0, acc2);
+  acc3 = hn::MulAdd(a1, b1, acc3);
+}
+
+// The same of one pair of which only the first `count` columns count: what terms makes of padding
+// may be NaN.
+template <class TX, class Terms>
+HWY_INLINE void AddFirstProducts(DF d, const Terms& terms, size_t i, size_t count, VF& acc0,
+                                 VF& acc1) {
   const size_t N = hn::Lanes(d);
+  const auto first0 = hn::FirstN(d, kEvenOdd<TX> ? (count + 1) / 2 : count);
+  const auto first1 = hn::FirstN(d, kEvenOdd<TX> ? count / 2 : count > N ? count - N : 0);
+  VF a0, b0, a1, b1;
+  terms(d, i, a0, b0, a1, b1);
+  acc0 = hn::MulAdd(hn::IfThenElseZero(first0, a0), hn::IfThenElseZero(first0, b0), acc0);
+  acc1 = hn::MulAdd(hn::IfThenElseZero(first1, a1), hn::IfThenElseZero(first1, b1), acc1);
+}
+
+// The chains of 4 Lanes(d) lanes of one leaf, from `lane` on, in pairs for TX.
+//   terms  of the leaf's `steps` full steps of 64
+//   tail   of its last `rest` columns, padded to 64
+// A chain has at most 8 steps, and 4 independent ones hide the latency of an AVX-512 fma.
+template <class TX, class Terms>
+HWY_INLINE void LaneSums(DF d, const Terms& terms, size_t steps, const Terms& tail, size_t rest,
+                         size_t lane, VF& acc0, VF& acc1, VF& acc2, VF& acc3) {
   acc0 = acc1 = acc2 = acc3 = hn::Zero(d);
-  VF a, b;
-  for (size_t i = begin + lane; i < begin + kLanes * steps + lane; i += kLanes) {
-    terms(d, i, a, b);
-    acc0 = hn::MulAdd(a, b, acc0);
-    terms(d, i + N, a, b);
-    acc1 = hn::MulAdd(a, b, acc1);
-    terms(d, i + 2 * N, a, b);
-    acc2 = hn::MulAdd(a, b, acc2);
-    terms(d, i + 3 * N, a, b);
-    acc3 = hn::MulAdd(a, b, acc3);
+  if (steps == kLeafSteps) {  // a constant number unrolls
+    for (size_t i = lane; i < kLeaf; i += kLanes) {
+      AddProducts(d, terms, i, acc0, acc1, acc2, acc3);
+    }
+    return;
+  }
+  for (size_t i = lane; i < kLanes * steps; i += kLanes) {
+    AddProducts(d, terms, i, acc0, acc1, acc2, acc3);
   }
   if (rest == 0) return;
-  const auto add_tail = [&](size_t at, VF& acc) HWY_ATTR {
-    if (at >= rest) return;
-    tail(d, at, a, b);
-    const auto counts = hn::FirstN(d, rest - at);
-    acc = hn::MulAdd(hn::IfThenElseZero(counts, a), hn::IfThenElseZero(counts, b), acc);
-  };
-  add_tail(lane, acc0);
-  add_tail(lane + N, acc1);
-  add_tail(lane + 2 * N, acc2);
-  add_tail(lane + 3 * N, acc3);
+  const size_t pair = 2 * hn::Lanes(d);
+  if (lane < rest) AddFirstProducts<TX>(d, tail, lane, rest - lane, acc0, acc1);
+  if (lane + pair < rest) {
+    AddFirstProducts<TX>(d, tail, lane + pair, rest - lane - pair, acc2, acc3);
+  }
 }
 
 inline constexpr size_t kQuads = kLanes / 4;  // sums of 4 adjacent lanes that one leaf yields
-inline constexpr size_t kBlockLeaves = 16;    // leaves whose quads are folded together
+inline constexpr size_t kGroupRows = 16;      // rows at most whose quads are folded together
+inline constexpr size_t kHeldQuads = 2 * kBlockLeaves * kQuads;  // of all rows of a group
 
-// quads[k] = tree(lanes 4k … 4k + 3) of one leaf.
-template <class Terms>
-HWY_INLINE void LeafQuads(DF d, const Terms& terms, size_t begin, size_t steps, const Terms& tail,
-                          size_t rest, float* HWY_RESTRICT quads) {
+// quads[k] = tree(lanes 4k … 4k + 3) of one leaf; arguments as for LaneSums.
+template <class TX, class Terms>
+HWY_INLINE void LeafQuads(DF d, const Terms& terms, size_t steps, const Terms& tail, size_t rest,
+                          float* HWY_RESTRICT quads) {
   VF acc0, acc1, acc2, acc3;
   for (size_t lane = 0; lane < kLanes; lane += 4 * hn::Lanes(d)) {
-    LaneSums(d, terms, begin, steps, tail, rest, lane, acc0, acc1, acc2, acc3);
-    hn::Store(PairSums(d, PairSums(d, acc0, acc1), PairSums(d, acc2, acc3)), d, quads + lane / 4);
+    LaneSums<TX>(d, terms, steps, tail, rest, lane, acc0, acc1, acc2, acc3);
+    const VF lo = kEvenOdd<TX> ? hn::Add(acc0, acc1) : PairSums(d, acc0, acc1);
+    const VF hi = kEvenOdd<TX> ? hn::Add(acc2, acc3) : PairSums(d, acc2, acc3);
+    hn::Store(PairSums(d, lo, hi), d, quads + lane / 4);
   }
 }
 
-// The tree over the quads of `leaves` leaves. Zeros stand for the leaves up to a power of two; to
-// add zero on the right is to move an odd value up.
-HWY_INLINE float FoldQuads(DF d, float* HWY_RESTRICT quads, size_t leaves) {
-  size_t count = kQuads;
-  while (count < kQuads * leaves) count *= 2;
+// One float for each row of a group.
+struct RowSums {
+  HWY_ALIGN float of[kGroupRows];
+
+  RowSums operator+(const RowSums& right) const {
+    const DF d;
+    RowSums sums;
+    for (size_t r = 0; r < kGroupRows; r += hn::Lanes(d)) {
+      hn::Store(hn::Add(hn::Load(d, of + r), hn::Load(d, right.of + r)), d, sums.of + r);
+    }
+    return sums;
+  }
+};
+
+// sums[r] = tree(values[r * each … (r + 1) * each)), for `each` a power of two. values is
+// overwritten, and may be read up to 2 Lanes(d) past its end.
+HWY_INLINE void FoldEach(DF d, float* HWY_RESTRICT values, size_t rows, size_t each, float* sums) {
   const size_t N = hn::Lanes(d);
-  for (size_t i = kQuads * leaves; i < count; i += N) hn::Store(hn::Zero(d), d, quads + i);
-  for (; count > N; count /= 2) {
-    for (size_t i = 0; i < count; i += 2 * N) {
-      hn::Store(PairSums(d, hn::Load(d, quads + i), hn::Load(d, quads + i + N)), d, quads + i / 2);
+  for (; each > 1 && rows * each > N; each /= 2) {
+    for (size_t i = 0; i < rows * each; i += 2 * N) {
+      hn::Store(PairSums(d, hn::Load(d, values + i), hn::Load(d, values + i + N)), d,
+                values + i / 2);
     }
   }
-  VF sums = hn::Load(d, quads);
-  for (; count > 1; count /= 2) sums = PairSums(d, sums, sums);
-  return hn::GetLane(sums);
+  for (size_t i = 0; i < rows; i += N) {
+    VF v = hn::Load(d, values + i);
+    for (size_t left = each; left > 1; left /= 2) v = PairSums(d, v, v);
+    hn::Store(v, d, sums + i);
+  }
 }
 
-// dot of a row of n elements. Bits: Dot of core/reference.h.
-template <class Terms>
-HWY_INLINE float DotOfRow(DF d, size_t n, const Terms& terms, const Terms& tail) {
-  constexpr size_t kBlock = kBlockLeaves * kLeaf;
-  const auto block_sum = [&](int64_t block) HWY_ATTR {
-    HWY_ALIGN float quads[kBlockLeaves * kQuads];
-    size_t leaves = 0;
-    const size_t end = HWY_MIN(n, kBlock * (block + 1));
-    for (size_t i = kBlock * block; i < end; i += kLeaf, ++leaves) {
-      const size_t length = HWY_MIN(size_t{kLeaf}, end - i);
-      LeafQuads(d, terms, i, length / kLanes, tail, length % kLanes, quads + leaves * kQuads);
+// The room that the quads of a row of up to kBlock columns take: a power of two.
+inline size_t QuadsOfRow(size_t columns) {
+  size_t quads = kQuads;
+  while (quads / kQuads * kLeaf < columns) quads *= 2;
+  return quads;
+}
+
+// The quads of all leaves of one row of up to kBlock columns.
+//   Terms::From(i)           the terms from column i on
+//   Terms::Padded(terms, k)  holds terms of the first k columns, padded to 64
+template <class TX, class Terms>
+HWY_INLINE void RowQuads(DF d, const Terms& terms, size_t columns, float* HWY_RESTRICT quads) {
+  size_t i = 0;
+  for (; i + kLeaf <= columns; i += kLeaf, quads += kQuads) {
+    LeafQuads<TX>(d, terms.From(i), kLeafSteps, terms, 0, quads);
+  }
+  const size_t rest = columns % kLanes;
+  if (rest > 0) {
+    const typename Terms::Padded tail(terms.From(columns - rest), rest);
+    LeafQuads<TX>(d, terms.From(i), (columns - i) / kLanes, tail.terms, rest, quads);
+  } else if (i < columns) {
+    LeafQuads<TX>(d, terms.From(i), (columns - i) / kLanes, terms, 0, quads);
+  }
+}
+
+// dot of each of `rows` rows of n elements; a Grouping says how many there may be. Bits: Dot of
+// core/reference.h.
+//   terms(r, begin)  the terms of row r from column `begin`, a multiple of kBlock, on
+template <class TX, class F>
+HWY_INLINE RowSums DotOfRows(DF d, size_t n, size_t rows, const F& terms) {
+  const auto block_sums = [&](int64_t block) HWY_ATTR {
+    HWY_ALIGN float quads[kHeldQuads + 2 * kMaxLanes];
+    const size_t begin = kBlock * block;
+    const size_t columns = HWY_MIN(n - begin, kBlock);
+    const size_t used = CeilDiv(columns, kLeaf) * kQuads;
+    const size_t stride = QuadsOfRow(columns);
+    for (size_t r = 0; r < rows; ++r) {
+      float* row_quads = quads + r * stride;
+      RowQuads<TX>(d, terms(r, begin), columns, row_quads);
+      // Zeros stand for the leaves up to a power of two; to add zero on the right is to move an odd
+      // value up.
+      std::fill(row_quads + used, row_quads + stride, 0.0f);
     }
-    return FoldQuads(d, quads, leaves);
+    std::fill_n(quads + rows * stride, 2 * kMaxLanes, 0.0f);
+    RowSums sums;
+    FoldEach(d, quads, rows, stride, sums.of);
+    return sums;
   };
-  return Tree<float>(0, CeilDiv(n, kBlock), block_sum) + 0.0f;
+  RowSums sums = Tree<RowSums>(0, CeilDiv(n, kBlock), block_sums);
+  for (size_t r = 0; r < kGroupRows; r += hn::Lanes(d)) {
+    hn::Store(hn::Add(hn::Load(d, sums.of + r), hn::Zero(d)), d, sums.of + r);
+  }
+  return sums;
+}
+
+// How rows are taken: `rows` at a time go through one pass and then the other; while one row is
+// written, the row `ahead` of it is asked for, so that memory is read during both passes.
+struct Grouping {
+  int64_t rows;
+  int64_t ahead;
+};
+
+// group_bytes: of the cache that the rows of a group stay in; row_bytes: what is read of a row.
+inline Grouping GroupingOf(size_t n, size_t row_bytes, size_t group_bytes, size_t ahead_bytes) {
+  const size_t fit = HWY_MIN(group_bytes / row_bytes, kHeldQuads / QuadsOfRow(HWY_MIN(n, kBlock)));
+  const size_t rows = HWY_MAX(size_t{1}, HWY_MIN(kGroupRows, fit));
+  return {static_cast<int64_t>(rows), static_cast<int64_t>(HWY_MAX(rows, ahead_bytes / row_bytes))};
 }
 
 #endif  // HWY_NATIVE_FMA

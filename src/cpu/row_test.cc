@@ -13,10 +13,12 @@ HWY_BEFORE_NAMESPACE();
 namespace rmsnorm::cpu {
 namespace HWY_NAMESPACE {
 
-// Of the leaf that is the whole row of n <= 512 elements: its 64 lane sums, and their tree.
-void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf);
+// Of the leaf that is the whole row of n <= 512 floats, in the order of vectors for an x of dtype:
+// its 64 lane sums, and their tree.
+void LeafOf(rmsnorm_dtype dtype, const float* a, const float* b, int64_t n, float* lanes,
+            float* leaf);
 
-// Of count floats, a multiple of 16: each stored as an element of dtype, and what Rounded makes of
+// Of count floats, a multiple of 32: each stored as an element of dtype, and what Rounded makes of
 // it, NaN canonical.
 void Convert(rmsnorm_dtype dtype, const float* values, int64_t count, void* stored, float* rounded);
 
@@ -41,32 +43,40 @@ size_t VectorBytes() {
 
 #if HWY_NATIVE_FMA
 
+template <class TX>
 struct Products {
   const float* a;
   const float* b;
 
-  HWY_INLINE void operator()(DF d, size_t i, VF& va, VF& vb) const {
-    va = LoadFloats(d, a + i);
-    vb = LoadFloats(d, b + i);
+  HWY_INLINE void operator()(DF d, size_t i, VF& a0, VF& b0, VF& a1, VF& b1) const {
+    LoadPair<TX>(d, a + i, a0, a1);
+    LoadPair<TX>(d, b + i, b0, b1);
   }
 };
 
-void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf) {
+template <class TX>
+void LeafOfPairs(const float* a, const float* b, int64_t n, float* lanes, float* leaf) {
   const DF d;
   const size_t N = hn::Lanes(d);
-  const Tail<float> a_tail(a, n), b_tail(b, n);
-  const Products row{a, b}, tail{a_tail.data, b_tail.data};
+  const size_t rest = n % kLanes;
+  const Tail<float> a_tail(a + n - rest, rest), b_tail(b + n - rest, rest);
+  const Products<TX> row{a, b}, tail{a_tail.data, b_tail.data};
   VF acc0, acc1, acc2, acc3;
   for (size_t lane = 0; lane < kLanes; lane += 4 * N) {
-    LaneSums(d, row, 0, n / kLanes, tail, n % kLanes, lane, acc0, acc1, acc2, acc3);
-    hn::StoreU(acc0, d, lanes + lane);
-    hn::StoreU(acc1, d, lanes + lane + N);
-    hn::StoreU(acc2, d, lanes + lane + 2 * N);
-    hn::StoreU(acc3, d, lanes + lane + 3 * N);
+    LaneSums<TX>(d, row, n / kLanes, tail, rest, lane, acc0, acc1, acc2, acc3);
+    StorePair<false, TX>(d, acc0, acc1, lanes + lane);
+    StorePair<false, TX>(d, acc2, acc3, lanes + lane + 2 * N);
   }
-  HWY_ALIGN float quads[kQuads];
-  LeafQuads(d, row, 0, n / kLanes, tail, n % kLanes, quads);
-  *leaf = FoldQuads(d, quads, 1);
+  HWY_ALIGN float quads[kQuads + 2 * 16] = {};
+  LeafQuads<TX>(d, row, n / kLanes, tail, rest, quads);
+  HWY_ALIGN float sums[16];
+  FoldEach(d, quads, 1, kQuads, sums);
+  *leaf = sums[0];
+}
+
+void LeafOf(rmsnorm_dtype dtype, const float* a, const float* b, int64_t n, float* lanes,
+            float* leaf) {
+  VisitDtype(dtype, [&](auto x) { LeafOfPairs<decltype(x)>(a, b, n, lanes, leaf); });
 }
 
 void Convert(rmsnorm_dtype dtype, const float* values, int64_t count, void* stored,
@@ -74,17 +84,18 @@ void Convert(rmsnorm_dtype dtype, const float* values, int64_t count, void* stor
   VisitDtype(dtype, [&](auto element) HWY_ATTR {
     using T = decltype(element);
     const DF d;
-    for (int64_t i = 0; i < count; i += hn::Lanes(d)) {
-      const VF v = LoadFloats(d, values + i);
-      StoreFloats(d, v, static_cast<T*>(stored) + i);
-      StoreFloats(d, Rounded<T>(d, v), rounded + i);
+    for (int64_t i = 0; i < count; i += 2 * hn::Lanes(d)) {
+      VF v0, v1;
+      LoadPair<T>(d, values + i, v0, v1);
+      StorePair<true, T>(d, v0, v1, static_cast<T*>(stored) + i);
+      StorePair<true, T>(d, Rounded<true, T>(d, v0), Rounded<true, T>(d, v1), rounded + i);
     }
   });
 }
 
 #else
 
-void LeafOf(const float* a, const float* b, int64_t n, float* lanes, float* leaf) {
+void LeafOf(rmsnorm_dtype, const float* a, const float* b, int64_t n, float* lanes, float* leaf) {
   const auto at = [](const float* p) { return [p](int64_t i) { return p[i]; }; };
   for (int64_t l = 0; l < kLanes; ++l) lanes[l] = LaneSum<float>(0, l, n, at(a), at(b));
   *leaf = Dot<float>(n, at(a), at(b));
@@ -128,12 +139,14 @@ TEST_P(EveryTarget, LaneSumsAndLeafSumsHaveTheBitsOfTheReference) {
     for (float& value : b) value = random.Value();
     const auto a_at = [&](int64_t i) { return a[i]; };
     const auto b_at = [&](int64_t i) { return b[i]; };
-    float leaf;
-    HWY_DYNAMIC_DISPATCH(LeafOf)(a.data(), b.data(), n, lanes.data(), &leaf);
     for (int64_t l = 0; l < kLanes; ++l) expected[l] = LaneSum<float>(0, l, n, a_at, b_at);
-    EXPECT_TRUE(testing::SameBits(lanes, expected)) << "n = " << n;
-    EXPECT_EQ(std::bit_cast<uint32_t>(leaf), std::bit_cast<uint32_t>(Dot<float>(n, a_at, b_at)))
-        << "n = " << n;
+    for (const rmsnorm_dtype dtype : testing::kDtypes) {
+      float leaf;
+      HWY_DYNAMIC_DISPATCH(LeafOf)(dtype, a.data(), b.data(), n, lanes.data(), &leaf);
+      EXPECT_TRUE(testing::SameBits(lanes, expected)) << "n = " << n << ", dtype " << dtype;
+      EXPECT_EQ(std::bit_cast<uint32_t>(leaf), std::bit_cast<uint32_t>(Dot<float>(n, a_at, b_at)))
+          << "n = " << n << ", dtype " << dtype;
+    }
   }
 }
 
@@ -167,7 +180,7 @@ std::vector<float> Sample() {
       add(std::bit_cast<uint32_t>(0.5f * (code + next)) + beside);
     }
   }
-  values.resize(values.size() / 16 * 16);
+  values.resize(values.size() / 32 * 32);
   return values;
 }
 
