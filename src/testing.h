@@ -23,8 +23,9 @@ inline constexpr rmsnorm_dtype kAbsent = 0;  // of gamma
 inline constexpr rmsnorm_dtype kDtypes[] = {RMSNORM_FLOAT32, RMSNORM_FLOAT16, RMSNORM_BFLOAT16};
 
 // Lengths straddle a lane, a step, a leaf, a block of leaves and an uneven tree, then real widths.
-inline constexpr int64_t kLengths[] = {1,   2,   15,  16,  17,   63,   64,   65,   127,  128,  511,
-                                       512, 513, 768, 960, 1536, 4096, 5120, 8191, 8193, 12289};
+inline constexpr int64_t kLengths[] = {1,    2,    15,   16,   17,    63,    64,   65,
+                                       127,  128,  511,  512,  513,   768,   960,  1536,
+                                       4096, 5120, 8191, 8193, 12289, 16385, 33000};
 
 inline std::vector<std::string> Targets() {
   std::istringstream names(rmsnorm_cpu_targets());

@@ -43,13 +43,16 @@ Real Dot(int64_t n, const A& a, const B& b) {
   return Tree<Real>(0, CeilDiv(n, kLeaf), leaf_sum) + Real{0};
 }
 
+// Below it the sum of squares may have lost bits to underflow.
+inline constexpr float kLeastInRange = 0x1p-90f;
+
 // rstd of a row from the sum of its squares. Where that sum or its square root would leave the
 // range of float, the sum is taken again in double from x, which maps an index to an element.
 template <class Real, class X>
 Real Rstd(Real sum_of_squares, int64_t n, Real epsilon, const X& x) {
   const Real t = sum_of_squares / static_cast<Real>(n) + epsilon;
   if constexpr (std::is_same_v<Real, float>) {
-    if (t < 0x1p-90f || t == HUGE_VALF) {
+    if (t < kLeastInRange || t == HUGE_VALF) {
       return static_cast<float>(Rstd<double>(Dot<double>(n, x, x), n, epsilon, x));
     }
   }

@@ -48,7 +48,7 @@ TEST_P(BackwardOnEveryTarget, EveryNumberOfRowsHasTheBitsOfTheReference) {
 
 TEST_P(BackwardOnEveryTarget, HardRowsHaveTheBitsOfTheReference) {
   for (const double epsilon : {0.0, 1e-6}) {
-    for (const int64_t n : {5, 64, 100, 513}) {
+    for (const int64_t n : {5, 64, 100, 513, 2500}) {
       for (Case c : testing::EveryType(/*rows=*/18, n)) {
         c.epsilon = epsilon;
         c.hard_rows = true;
@@ -68,6 +68,12 @@ TEST_P(BackwardOnEveryTarget, TheSplitOfRowsOverThreadsChangesNoBit) {
     omp_set_num_threads(threads);
     ExpectReferenceBits({.rows = 1000, .n = 513}, nullptr);
     omp_set_num_threads(before);
+  }
+}
+
+TEST_P(BackwardOnEveryTarget, OutputsLargeEnoughToGoPastTheCachesHaveTheBitsOfTheReference) {
+  for (const rmsnorm_dtype dtype : testing::kDtypes) {
+    ExpectReferenceBits({.x = dtype, .y = dtype, .rows = 2100, .n = 1030, .gap = 3}, nullptr);
   }
 }
 

@@ -114,9 +114,10 @@ HWY_INLINE void StorePair(DF d, VF v0, VF v1, T* p) {
   v0 = CanonicalNaN<kNaN>(d, v0);
   v1 = CanonicalNaN<kNaN>(d, v1);
   if constexpr (std::is_same_v<T, Float16>) {
-    auto* halves = reinterpret_cast<hwy::float16_t*>(p);
-    hn::StoreU(HalfOf(d, v0), DHalf(), halves);
-    hn::StoreU(HalfOf(d, v1), DHalf(), halves + hn::Lanes(d));
+    // As one vector: what is read back as one doesn't wait for two stores.
+    const auto lo = hn::BitCast(D16(), HalfOf(d, v0));
+    const auto hi = hn::BitCast(D16(), HalfOf(d, v1));
+    hn::StoreU(hn::Combine(DU16(), hi, lo), DU16(), reinterpret_cast<uint16_t*>(p));
   } else if constexpr (kEvenOdd<TX>) {
     hn::StoreInterleaved2(v0, v1, d, reinterpret_cast<float*>(p));
   } else {
@@ -139,21 +140,11 @@ HWY_INLINE VF Rounded(DF d, VF v) {
 
 // Copies count < kLanes elements. A call of memcpy, or what a compiler makes of one whose size it
 // doesn't know, takes longer than the rest of what is done with a few columns.
-template <class T>
+template <size_t kSize = kLanes / 2, class T>
 HWY_INLINE void CopyFew(const T* from, size_t count, T* to) {
-  const auto copy = [&](auto size) HWY_ATTR {
-    constexpr size_t kSize = size;
-    if ((count & kSize) == 0) return;
-    std::memcpy(static_cast<void*>(to), from, kSize * sizeof(T));
-    from += kSize;
-    to += kSize;
-  };
-  copy(std::integral_constant<size_t, 32>());
-  copy(std::integral_constant<size_t, 16>());
-  copy(std::integral_constant<size_t, 8>());
-  copy(std::integral_constant<size_t, 4>());
-  copy(std::integral_constant<size_t, 2>());
-  copy(std::integral_constant<size_t, 1>());
+  const size_t copied = count & kSize;
+  if (copied != 0) std::memcpy(static_cast<void*>(to), from, kSize * sizeof(T));
+  if constexpr (kSize > 1) CopyFew<kSize / 2>(from + copied, count, to + copied);
 }
 
 // The last columns of a row, past its full steps of 64, padded with zeros, so that no vector reads

@@ -122,7 +122,7 @@ class ForwardRowsOf {
       const size_t count = HWY_MIN(N, rows - first);
       const auto others = hn::Not(hn::FirstN(d, count));
       const VF t = hn::Add(hn::Div(hn::Load(d, of), n), epsilon);
-      const auto in_range = hn::And(hn::Ge(t, hn::Set(d, 0x1p-90f)), hn::Lt(t, infinity));
+      const auto in_range = hn::And(hn::Ge(t, hn::Set(d, kLeastInRange)), hn::Lt(t, infinity));
       if (hn::AllTrue(d, hn::Or(in_range, others))) {
         hn::Store(hn::Div(hn::Set(d, 1.0f), hn::Sqrt(t)), d, of);
       } else {

@@ -39,7 +39,7 @@ TEST_P(ForwardOnEveryTarget, EveryTypeAndLengthHasTheBitsOfTheReference) {
 
 TEST_P(ForwardOnEveryTarget, HardRowsHaveTheBitsOfTheReference) {
   for (const double epsilon : {0.0, 1e-6}) {
-    for (const int64_t n : {5, 64, 100, 513, 9000}) {
+    for (const int64_t n : {5, 64, 100, 513, 2500, 9000}) {
       for (Case c : testing::EveryType(/*rows=*/18, n)) {
         c.epsilon = epsilon;
         c.hard_rows = true;
@@ -65,8 +65,16 @@ TEST_P(ForwardOnEveryTarget, TheSplitOfRowsOverThreadsChangesNoBit) {
   }
 }
 
+TEST_P(ForwardOnEveryTarget, OutputsLargeEnoughToGoPastTheCachesHaveTheBitsOfTheReference) {
+  for (const rmsnorm_dtype dtype : testing::kDtypes) {
+    ExpectReferenceBits({.x = dtype, .y = dtype, .rows = 2100, .n = 1030, .gap = 3}, nullptr);
+  }
+  ExpectReferenceBits({.x = RMSNORM_BFLOAT16, .y = RMSNORM_FLOAT32, .rows = 40, .n = 33000},
+                      nullptr);
+}
+
 TEST_P(ForwardOnEveryTarget, InPlaceGivesTheSameBits) {
-  for (const int64_t n : {5, 64, 600}) {
+  for (const int64_t n : {5, 64, 600, 300000}) {
     const Case c{.rows = 4, .n = n};
     Operands apart(c), in_place(c);
     rmsnorm_forward_args args = apart.Forward();
