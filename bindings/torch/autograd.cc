@@ -35,15 +35,18 @@ MaybeTensor OrAbsent(const Tensor& tensor) {
 }
 
 struct RmsNormFunction : Function<RmsNormFunction> {
-  static variable_list forward(AutogradContext* context, const Tensor& x, const MaybeTensor& gamma,
-                               double epsilon, double gamma_offset, std::string_view rounding,
-                               std::optional<at::ScalarType> out_dtype) {
+  static constexpr bool is_traceable = true;  // compiled autograd may trace backward
+
+  // rstd has no gradient; as an output it would be refused by compiled autograd.
+  static Tensor forward(AutogradContext* context, const Tensor& x, const MaybeTensor& gamma,
+                        double epsilon, double gamma_offset, std::string_view rounding,
+                        std::optional<at::ScalarType> out_dtype, Tensor* rstd) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, rstd] = RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
-    context->save_for_backward({x, OrUndefined(gamma), rstd});
-    context->mark_non_differentiable({rstd});
+    Tensor y;
+    std::tie(y, *rstd) = RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
+    context->save_for_backward({x, OrUndefined(gamma), *rstd});
     context->saved_data["gamma_offset"] = gamma_offset;
-    return {y, rstd};
+    return y;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -53,12 +56,10 @@ struct RmsNormFunction : Function<RmsNormFunction> {
                                         gamma && context->needs_input_grad(1)};
     auto [dx, dgamma] = RmsNormBackward(gradients[0], saved[0], gamma, saved[2],
                                         context->saved_data["gamma_offset"].toDouble(), wanted);
-    return {wanted[0] ? dx : Tensor(),
-            wanted[1] ? dgamma.to(gamma->scalar_type()) : Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor()};
+    variable_list result(7);  // an argument of forward each; all but x and gamma have none
+    if (wanted[0]) result[0] = dx;
+    if (wanted[1]) result[1] = dgamma.to(gamma->scalar_type());
+    return result;
   }
 };
 
@@ -138,9 +139,10 @@ std::tuple<Tensor, Tensor> RmsNormAutograd(const Tensor& x, const MaybeTensor& g
   CheckNoTangent("x", x);
   CheckNoTangent("gamma", gamma);
   if (at::GradMode::is_enabled() && (x.requires_grad() || NeedsGrad(gamma))) {
-    const variable_list outputs =
-        RmsNormFunction::apply(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
-    return {outputs[0], outputs[1]};
+    Tensor rstd;
+    const Tensor y =
+        RmsNormFunction::apply(x, gamma, epsilon, gamma_offset, rounding, out_dtype, &rstd);
+    return {y, rstd};
   }
   const at::AutoDispatchBelowADInplaceOrView below;
   return RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
