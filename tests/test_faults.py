@@ -1,6 +1,7 @@
 """Faults of the process around a call: threads, forks, memory, and tensors that change under it."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -159,6 +160,25 @@ def test_a_wrong_rstd_has_the_bits_of_the_reference(dtype):
 
 
 # 32 TB, and more bytes than 64 bits count.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages here"
+)
+def test_large_outputs_are_touched_in_huge_pages():
+    x, gamma, dy = operands(rows=64, n=1 << 18)  # 64 MB each
+    rstd = torch.ones(64, 1)
+    for call in (
+        lambda: rmsnorm.npu_rms_norm(x, gamma),
+        lambda: rmsnorm.npu_rms_norm_backward(dy, x, gamma, rstd),
+    ):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        call()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        assert faults < x.nbytes / os.sysconf("SC_PAGESIZE") / 4
+
+
 @pytest.mark.parametrize("rows", [2**40, 2**58])
 def test_outputs_too_large_to_allocate_are_pytorchs_error_and_the_next_call_is_right(rows):
     x, gamma = torch.ones(1, 8).expand(rows, 8), torch.ones(8)

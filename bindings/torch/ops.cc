@@ -84,8 +84,8 @@ std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma,
   const bool accepted = y_type == x.scalar_type() || y_type == RealType(x);
   TORCH_CHECK_VALUE(accepted, "out_dtype: ", y_type, "; expected ", kOutDtype.accepted);
   args.y = {nullptr, shape.n, DtypeOf("out_dtype", y_type)};
-  Tensor y = Fresh(x.sizes(), x.options().dtype(y_type));
-  Tensor rstd = at::empty(RstdSizes(x, shape.axes), x.options().dtype(RealType(x)));
+  Tensor y = Fresh(x.sizes(), y_type);
+  Tensor rstd = Fresh(RstdSizes(x, shape.axes), RealType(x));
   args.y.data = y.data_ptr();
   args.rstd = rstd.data_ptr();
   const rmsnorm_runner runner = Runner();
@@ -148,16 +148,16 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
   args.rstd = rstd_packed.const_data_ptr();
   args.gamma_offset = gamma_offset;
   const rmsnorm_runner runner = Runner();
-  const Tensor none = at::empty({0}, x.options());
-  Tensor dx = wanted[0] ? Fresh(x.sizes(), x.options()) : none;
-  Tensor dgamma = none.to(RealType(x));
+  constexpr std::array<int64_t, 1> none = {0};
+  Tensor dx = Fresh(wanted[0] ? x.sizes() : at::IntArrayRef(none), x.scalar_type());
+  Tensor dgamma =
+      Fresh(wanted[1] ? x.sizes().slice(x.dim() - shape.axes) : at::IntArrayRef(none), RealType(x));
   Tensor workspace;
   if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, x_rows.matrix.dtype};
   if (wanted[1]) {
-    dgamma = at::empty(x.sizes().slice(x.dim() - shape.axes), x.options().dtype(RealType(x)));
     args.dgamma = dgamma.data_ptr();
     args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, &runner);
-    workspace = Fresh({static_cast<int64_t>(args.workspace_size)}, x.options().dtype(at::kByte));
+    workspace = Fresh({static_cast<int64_t>(args.workspace_size)}, at::kByte);
     args.workspace = workspace.data_ptr();
   }
   RaiseUnlessOk(rmsnorm_backward(&args, &runner));

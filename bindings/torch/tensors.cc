@@ -1,5 +1,6 @@
 #include "tensors.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <sys/mman.h>
 
@@ -112,11 +113,11 @@ Column ColumnOf(const std::optional<at::Tensor>& gamma) {
   return {packed, {packed.const_data_ptr(), dtype}};
 }
 
-at::Tensor Fresh(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  at::Tensor tensor = at::empty(sizes, options);
+at::Tensor Fresh(at::IntArrayRef sizes, at::ScalarType type) {
+  at::Tensor tensor = at::detail::empty_cpu(sizes, type);
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = 2 << 20;
-  if (tensor.nbytes() >= 4 * kHugePage) {
+  if (tensor.nbytes() >= 2 * kHugePage) {  // so that a whole one lies inside
     const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.data_ptr());
     const uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage;
     const uintptr_t end = (data + tensor.nbytes()) / kHugePage * kHugePage;

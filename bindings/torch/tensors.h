@@ -53,9 +53,10 @@ struct Column {
 };
 Column ColumnOf(const std::optional<at::Tensor>& gamma);
 
-// at::empty for an output. A large one asks Linux for huge pages: to touch fresh memory 4 KB at a
-// time takes longer than the operator.
-at::Tensor Fresh(at::IntArrayRef sizes, const at::TensorOptions& options);
+// An output on the CPU, past the dispatcher, which has no more to say inside a kernel. From 4 MB on
+// Linux is asked for huge pages: touching fresh memory 4 KB at a time takes longer than the
+// operator.
+at::Tensor Fresh(at::IntArrayRef sizes, at::ScalarType type);
 
 // PyTorch's intra-op threads, or the calling thread alone inside a parallel region of theirs.
 rmsnorm_runner Runner();
