@@ -59,15 +59,10 @@ class RMSNorm(torch.nn.Module):
             torch.nn.init.constant_(self.weight, 1.0 - self.gamma_offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x if self.weight is not None else self._one_axis(x)
-        y = rms_norm(
-            rows,
-            self.weight,
-            self.eps,
-            gamma_offset=self.gamma_offset,
-            rounding=self.rounding,
-        )
-        return y.view(x.shape)
+        weight = self.weight
+        rows = x if weight is not None else self._one_axis(x)
+        y = rms_norm(rows, weight, self.eps, gamma_offset=self.gamma_offset, rounding=self.rounding)
+        return y if rows is x else y.view(x.shape)
 
     def _one_axis(self, x: Tensor) -> Tensor:
         """x with the normalized axes as one, which is what rms_norm without gamma goes over."""
@@ -76,7 +71,7 @@ class RMSNorm(torch.nn.Module):
             raise ValueError(
                 f"x: shape {list(x.shape)} does not end in {list(self.normalized_shape)}"
             )
-        return x.flatten(-axes)
+        return x if axes == 1 else x.flatten(-axes)
 
     def extra_repr(self) -> str:
         text = f"{self.normalized_shape}, eps={self.eps}"
