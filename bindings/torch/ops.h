@@ -14,9 +14,9 @@ namespace rmsnorm::torch_binding {
 using at::Tensor;
 using MaybeTensor = std::optional<at::Tensor>;
 
-std::tuple<Tensor, Tensor> RmsNorm(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                                   double gamma_offset, std::string_view rounding,
-                                   std::optional<at::ScalarType> out_dtype);
+[[gnu::visibility("default")]] std::tuple<Tensor, Tensor> RmsNorm(
+    const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
+    std::string_view rounding, std::optional<at::ScalarType> out_dtype);
 
 void RmsNormOut(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
                 std::string_view rounding, Tensor& out);

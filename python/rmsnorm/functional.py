@@ -2,13 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rmsnorm import library
 
 library.check_arithmetic()
 torch.ops.load_library(library.FOLDER / "librmsnorm_torch.so")
 
-from rmsnorm import fake  # noqa: E402, F401  (registers itself with the operators just loaded)
+from rmsnorm import call, fake  # noqa: E402, F401  (fake registers itself with the operators)
 
 _rms_norm = torch.ops.rmsnorm.rms_norm.default
 _rms_norm_out = torch.ops.rmsnorm.rms_norm_out.default
@@ -57,6 +58,10 @@ def rms_norm(
     tensor([0.8485, 1.1314])
     """
     if out is None:
+        if not is_compiling():  # the compiler sees through torch.ops only
+            y = call.rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)
+            if y is not NotImplemented:
+                return y
         return _rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)[0]
     if out_dtype not in (None, out.dtype):
         raise ValueError(f"out_dtype: {out_dtype}; expected out's, {out.dtype}, or None")
@@ -84,6 +89,10 @@ def npu_rms_norm(self: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Te
     >>> rstd
     tensor([[0.2828]])
     """
+    if not is_compiling():
+        outputs = call.rms_norm_and_rstd(self, gamma, epsilon, 0.0, "once", None)
+        if outputs is not NotImplemented:
+            return outputs
     return _rms_norm(self, gamma, epsilon)
 
 
