@@ -1,128 +1,164 @@
-// The kernels alone on one thread, beside memcpy: outputs touched, no PyTorch.
-//   OMP_NUM_THREADS=1 rmsnorm_bench --benchmark_repetitions=7
+// The C++ kernels beside plain streams of the same bytes and oneDNN, into memory that was touched.
+//   rmsnorm_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=7
 #include <benchmark/benchmark.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <memory>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
 #include <vector>
 
-#include "rmsnorm/rmsnorm.h"
+#include "check.h"
+#include "shapes.h"
+#include "streams.h"
+#ifdef RMSNORM_ONEDNN_OPENCL
+#include "onednn.h"
+#endif
 
+namespace rmsnorm::bench {
 namespace {
 
-struct FreeDelete {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<void, FreeDelete>;
-
-Memory Touched(size_t bytes) {
-  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  std::memset(memory.get(), 0, bytes);
-  return memory;
+void MustSucceed(rmsnorm_status status) {
+  if (status != RMSNORM_OK) throw std::runtime_error(rmsnorm_last_error());
 }
 
-// x, dy, y and gamma of one dtype; zeros, whose speed is that of other values.
-struct Call {
-  int64_t rows, n;
-  rmsnorm_dtype dtype;
-  size_t bytes;
-  Memory x, dy, y, gamma, rstd, dgamma, workspace;
-
-  explicit Call(const benchmark::State& state)
-      : rows(state.range(0)),
-        n(state.range(1)),
-        dtype(static_cast<rmsnorm_dtype>(state.range(2))),
-        bytes(rows * n * (dtype == RMSNORM_FLOAT32 ? 4 : 2)),
-        x(Touched(bytes)),
-        dy(Touched(bytes)),
-        y(Touched(bytes)),
-        gamma(Touched(4 * n)),
-        rstd(Touched(4 * rows)),
-        dgamma(Touched(4 * n)),
-        workspace(Touched(rmsnorm_backward_workspace(rows, n, nullptr))) {}
-
-  rmsnorm_matrix Matrix(const Memory& memory) const { return {memory.get(), n, dtype}; }
-};
-
-void Copy(benchmark::State& state) {
-  const Call call(state);
-  for (auto _ : state) {
-    std::memcpy(call.y.get(), call.x.get(), call.bytes);
-    benchmark::ClobberMemory();
-  }
-  state.SetBytesProcessed(state.iterations() * 2 * call.bytes);
-}
-
-void RunForward(benchmark::State& state, const Call& call) {
+std::function<void()> Forward(const Call& call) {
+  const auto& [shape, dtype, threads, operands] = call;
   rmsnorm_forward_args args = {};
   args.size = sizeof(args);
-  args.rows = call.rows;
-  args.n = call.n;
-  args.x = call.Matrix(call.x);
-  args.gamma = {call.gamma.get(), call.dtype};
-  args.y = call.Matrix(call.y);
-  args.rstd = static_cast<float*>(call.rstd.get());
-  args.epsilon = 1e-6;
+  args.rows = shape.rows;
+  args.n = shape.n;
+  args.x = {operands->x.get(), shape.row_stride, dtype};
+  args.gamma = {operands->gamma.get(), dtype};
+  args.y = {operands->y.get(), shape.n, dtype};
+  args.rstd = operands->rstd.get();
+  args.epsilon = kEpsilon;
   args.rounding = RMSNORM_ROUND_ONCE;
-  for (auto _ : state) {
-    if (rmsnorm_forward(&args, nullptr)) state.SkipWithError(rmsnorm_last_error());
-  }
-  state.SetBytesProcessed(state.iterations() * 2 * call.bytes);
+  return [args] { MustSucceed(rmsnorm_forward(&args, nullptr)); };
 }
 
-void Forward(benchmark::State& state) { RunForward(state, Call(state)); }
+std::function<void()> Backward(const Call& call) {
+  const auto& [shape, dtype, threads, operands] = call;
+  rmsnorm_backward_args args = {};
+  args.size = sizeof(args);
+  args.rows = shape.rows;
+  args.n = shape.n;
+  args.dy = {operands->dy.get(), shape.n, dtype};
+  args.x = {operands->x.get(), shape.row_stride, dtype};
+  args.gamma = {operands->gamma.get(), dtype};
+  args.rstd = operands->rstd.get();
+  args.dx = {operands->y.get(), shape.n, dtype};
+  args.dgamma = operands->dgamma.get();
+  args.workspace = operands->workspace.get();
+  args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, nullptr);
+  return [args] { MustSucceed(rmsnorm_backward(&args, nullptr)); };
+}
+
+template <void (*stream)(const Call&)>
+std::function<void()> Limit(const Call& call) {
+  return [call] { stream(call); };
+}
+
+using Make = std::function<void()> (*)(const Call&);
+
+// A way to do a pass; `forward` writes what its backward pass reads. Streams compute nothing.
+struct Way {
+  const char* pass;
+  const char* name;
+  Make make;
+  Make forward = nullptr;
+  std::string (*wrong)(const Call&) = nullptr;
+};
+
+constexpr Way kWays[] = {
+    {"forward", "memcpy", &Limit<&CopyByMemcpy>},
+    {"forward", "copy past cache", &Limit<&CopyPastCache>},
+    {"forward", "rmsnorm", &Forward, &Forward, &WrongInForward},
+    {"backward", "read two, write one", &Limit<&ReadTwoWriteOne>},
+    {"backward", "read two, write one past cache", &Limit<&ReadTwoPastCache>},
+    {"backward", "rmsnorm", &Backward, &Forward, &WrongInBackward},
+#ifdef RMSNORM_ONEDNN_OPENCL
+    {"forward", "oneDNN", &OneDnnForward, &OneDnnForward, &WrongInForward},
+    {"backward", "oneDNN", &OneDnnBackward, &OneDnnForward, &WrongInBackward},
+#endif
+};
+
+// What is wrong with one run of it, "" if nothing.
+std::string Wrong(const Way& way, const Call& call, const std::function<void()>& run) {
+  if (way.wrong == nullptr) return "";
+  way.forward(call)();
+  run();
+  return way.wrong(call);
+}
+
+void Measure(benchmark::State& state, const Way& way, const Call& call, std::string name) {
+  static std::map<std::string, std::string> verdicts;  // over repetitions
+  omp_set_num_threads(call.threads);
+  const std::function<void()> run = way.make(call);
+  if (!run) return state.SkipWithError("refused");
+  if (!verdicts.contains(name)) verdicts[name] = Wrong(way, call, run);
+  state.SetLabel(verdicts[name]);
+  for (auto _ : state) {
+    run();
+    benchmark::ClobberMemory();
+  }
+  const int64_t streams = way.pass == std::string("forward") ? 2 : 3;
+  state.SetBytesProcessed(state.iterations() * streams * call.Bytes());
+}
 
 // Rows of 2^exponent in float32: 0 is normal; -140 makes x and y subnormal; 100 has squares beyond
 // float32, so that the sum is taken again in binary64.
 void ForwardOfPowers(benchmark::State& state) {
-  const Call call(state);
-  const float value = std::ldexp(1.0f, static_cast<int>(state.range(3)));
-  std::fill_n(static_cast<float*>(call.x.get()), call.rows * call.n, value);
-  RunForward(state, call);
+  const Shape shape{512, 4096, 4096};
+  const Operands operands({shape});
+  const float value = std::ldexp(1.0f, static_cast<int>(state.range(0)));
+  std::fill_n(static_cast<float*>(operands.x.get()), shape.rows * shape.n, value);
+  omp_set_num_threads(1);
+  const auto run = Forward({shape, RMSNORM_FLOAT32, 1, &operands});
+  for (auto _ : state) run();
 }
 
-void Backward(benchmark::State& state) {
-  const Call call(state);
-  rmsnorm_backward_args args = {};
-  args.size = sizeof(args);
-  args.rows = call.rows;
-  args.n = call.n;
-  args.dy = call.Matrix(call.dy);
-  args.x = call.Matrix(call.x);
-  args.gamma = {call.gamma.get(), call.dtype};
-  args.rstd = static_cast<float*>(call.rstd.get());
-  args.dx = call.Matrix(call.y);
-  args.dgamma = static_cast<float*>(call.dgamma.get());
-  args.workspace = call.workspace.get();
-  args.workspace_size = rmsnorm_backward_workspace(call.rows, call.n, nullptr);
-  for (auto _ : state) {
-    if (rmsnorm_backward(&args, nullptr)) state.SkipWithError(rmsnorm_last_error());
-  }
-  state.SetBytesProcessed(state.iterations() * 3 * call.bytes);
-}
-
-void Shapes(benchmark::internal::Benchmark* bench) {
-  bench->ArgNames({"rows", "n", "dtype"})->UseRealTime();
-  for (const int64_t dtype : {RMSNORM_FLOAT32, RMSNORM_FLOAT16, RMSNORM_BFLOAT16}) {
-    for (const auto& [rows, n] : {std::pair<int64_t, int64_t>{1, 4096},
-                                  {8, 4096},
-                                  {512, 4096},
-                                  {4096, 4096},
-                                  {1024, 12288},
-                                  {65536, 128}}) {
-      bench->Args({rows, n, dtype});
+void Register(const std::vector<Shape>& shapes, const Operands& operands) {
+  const std::pair<rmsnorm_dtype, const char*> dtypes[] = {
+      {RMSNORM_FLOAT32, "float32"}, {RMSNORM_BFLOAT16, "bfloat16"}, {RMSNORM_FLOAT16, "float16"}};
+  for (const Shape& shape : shapes) {
+    for (const auto& [dtype, dtype_name] : dtypes) {
+      for (const int threads : std::set{1, omp_get_num_procs()}) {
+        for (const Way& way : kWays) {
+          const std::string name = std::string(way.pass) + "/" + way.name + "/" + dtype_name + "/" +
+                                   shape.Name() + "/" + std::to_string(threads);
+          const Call call{shape, dtype, threads, &operands};
+          benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+            Measure(state, way, call, name);
+          })->UseRealTime();
+        }
+      }
     }
   }
+  benchmark::RegisterBenchmark("ForwardOfPowers", &ForwardOfPowers)
+      ->ArgName("exponent")
+      ->Arg(0)
+      ->Arg(-140)
+      ->Arg(100)
+      ->UseRealTime();
 }
 
-BENCHMARK(Copy)->Apply(Shapes);
-BENCHMARK(Forward)->Apply(Shapes);
-BENCHMARK(ForwardOfPowers)
-    ->ArgNames({"rows", "n", "dtype", "exponent"})
-    ->ArgsProduct({{512}, {4096}, {RMSNORM_FLOAT32}, {0, -140, 100}})
-    ->UseRealTime();
-BENCHMARK(Backward)->Apply(Shapes);
-
 }  // namespace
+}  // namespace rmsnorm::bench
+
+int main(int argc, char** argv) {
+  using namespace rmsnorm::bench;
+  const std::vector<Shape> shapes = ReadShapes(RMSNORM_BENCH_SHAPES);
+  const Operands operands(shapes);
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::AddCustomContext("cpu_targets", rmsnorm_cpu_targets());
+#ifdef RMSNORM_ONEDNN_OPENCL
+  benchmark::AddCustomContext("onednn", OneDnnVersion());
+#endif
+  Register(shapes, operands);
+  benchmark::RunSpecifiedBenchmarks();
+}
