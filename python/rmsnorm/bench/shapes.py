@@ -1,0 +1,38 @@
+"""The shapes of shapes.json, which the C++ program rmsnorm_bench reads, too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+_DATA = Path(__file__).parent / "shapes.json"
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Rows of n elements. x's rows start row_stride elements apart; 0: they are contiguous."""
+
+    rows: int
+    n: int
+    row_stride: int = 0
+
+    def __str__(self) -> str:
+        stride = f"s{self.row_stride}" if self.row_stride else ""
+        return f"{self.rows}x{self.n}{stride}"
+
+    @staticmethod
+    def parse(text: str) -> Shape:
+        """The shape that str() shows as `text`."""
+        rows, _, rest = text.partition("x")
+        n, _, row_stride = rest.partition("s")
+        return Shape(int(rows), int(n), int(row_stride or 0))
+
+
+def read() -> list[Shape]:
+    """All shapes, in the file's order."""
+    keys = ("rows", "n", "row_stride")
+    return [
+        Shape(**{key: shape[key] for key in keys if key in shape})
+        for shape in json.loads(_DATA.read_text())
+    ]
