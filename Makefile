@@ -10,7 +10,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
   -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-long lint bench clean
+.PHONY: help setup build demo test test-long lint bench bench-kernels clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
 .PHONY: test-fuzz test-python fuzz mutants
 .DELETE_ON_ERROR:
@@ -79,10 +79,18 @@ lint: $(BIN)/.requirements ## check formats, lint and types
 	@echo "== format, lint and types"
 	@$(BIN)/pre-commit run --all-files
 
-bench: build ## measure against PyTorch's own ways and a copy of the same bytes
-	@$(BIN)/rmsnorm bench
-	@OMP_NUM_THREADS=1 build/rmsnorm_bench --benchmark_enable_random_interleaving \
-	  --benchmark_repetitions=7 --benchmark_report_aggregates_only --benchmark_min_time=0.05
+bench: bench-kernels ## measure against all peers and a copy: tables, out/bench.json, out/bench.png
+	@echo "== the calls from Python"
+	@$(BIN)/rmsnorm bench --kernels out/kernels.json
+
+bench-kernels: build $(BIN)/.bench-requirements ## the C++ kernels alone, beside oneDNN; minutes
+	@echo "== the C++ kernels"
+	@cmake -S . -B build -DRMSNORM_ONEDNN=$(CURDIR)/.venv > /dev/null
+	@cmake --build build --target rmsnorm_bench -- --quiet
+	@mkdir -p out
+	@build/rmsnorm_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=7 \
+	  --benchmark_min_time=0.02 --benchmark_out=out/kernels.json > out/kernels.log
+	@$(BIN)/python -m rmsnorm.bench.kernels out/kernels.json
 
 mutants: $(BIN)/.requirements ## break the source on purpose: which test notices? (an hour)
 	@$(BIN)/python tools/mutants.py
@@ -105,6 +113,11 @@ $(BIN)/.requirements: requirements.txt $(BIN)/.packages
 	@echo "== Python: installing requirements.txt into .venv (PyTorch is several GB, once)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	@touch $@
+
+$(BIN)/.bench-requirements: bench/requirements.txt $(BIN)/.requirements
+	@echo "== Python: installing bench/requirements.txt into .venv"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -r $<
 	@touch $@
 
 $(BIN)/.built: $(SOURCES) $(BIN)/.requirements

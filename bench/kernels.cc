@@ -2,12 +2,15 @@
 //   rmsnorm_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=7
 #include <benchmark/benchmark.h>
 #include <omp.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -94,6 +97,11 @@ std::string Wrong(const Way& way, const Call& call, const std::function<void()>&
   return way.wrong(call);
 }
 
+void ShowProgress(const std::string& name) {
+  static int count = 0;
+  if (isatty(STDERR_FILENO)) std::fprintf(stderr, "\r\x1b[K%5d  %s", ++count, name.c_str());
+}
+
 void Measure(benchmark::State& state, const Way& way, const Call& call, std::string name) {
   static std::map<std::string, std::string> verdicts;  // over repetitions
   omp_set_num_threads(call.threads);
@@ -101,6 +109,7 @@ void Measure(benchmark::State& state, const Way& way, const Call& call, std::str
   if (!run) return state.SkipWithError("refused");
   if (!verdicts.contains(name)) verdicts[name] = Wrong(way, call, run);
   state.SetLabel(verdicts[name]);
+  ShowProgress(name);
   for (auto _ : state) {
     run();
     benchmark::ClobberMemory();
@@ -161,4 +170,5 @@ int main(int argc, char** argv) {
 #endif
   Register(shapes, operands);
   benchmark::RunSpecifiedBenchmarks();
+  if (isatty(STDERR_FILENO)) std::fputs("\r\x1b[K", stderr);
 }

@@ -9,6 +9,7 @@ import torch
 
 import rmsnorm
 from rmsnorm import demo
+from rmsnorm.bench import harness
 from rmsnorm.demo import bits, checks, training
 
 TINY = training.Size(hidden=64, layers=1, batch=2, length=16, steps=3, shape=(8, 64), repeats=1)
@@ -16,9 +17,7 @@ TINY = training.Size(hidden=64, layers=1, batch=2, length=16, steps=3, shape=(8,
 
 @pytest.fixture(scope="module")
 def outcome() -> checks.Outcome:
-    from rmsnorm import bench
-
-    with bench.progress(bench.console()) as bar:
+    with harness.progress(harness.console()) as bar:
         return demo.measure(torch.bfloat16, TINY, bar)
 
 

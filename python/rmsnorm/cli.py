@@ -29,11 +29,20 @@ def demo(
 
 
 @app.command()
-def bench(out: Out = Path("out")) -> None:
-    """Measure the operator against PyTorch's own ways and a copy of the same bytes."""
+def bench(
+    out: Out = Path("out"),
+    kernels: Annotated[
+        Path | None, typer.Option(help="What rmsnorm_bench wrote, to be shown beside.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Such as 16384x5120 or 65536x128s384; several times.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Such as float16; several times.")] = None,
+) -> None:
+    """Measure the operator against its peers and a copy of the same bytes."""
     from rmsnorm import bench
 
-    bench.run(out)
+    bench.run(out, kernels, shape or (), dtype or ())
 
 
 @app.command()

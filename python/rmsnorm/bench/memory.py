@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,12 +60,14 @@ def peak(way: Callable[[Tensor, Tensor], Tensor], case: Case) -> int:
     both = passes_of(way, case).both
     assert both is not None
     both()  # compiles
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = both()
     del results
     allocated = most = 0
-    for event in profiler.events():
-        if event.name == "[memory]":
-            allocated += event.cpu_memory_usage
+    events = profiler.profiler.kineto_results.events()  # events() nets them by operator
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            allocated += event.nbytes()
             most = max(most, allocated)
     return most

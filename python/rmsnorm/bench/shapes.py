@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-_DATA = Path(__file__).parent / "shapes.json"
+DATA = Path(__file__).parent / "shapes.json"
 
 
 @dataclass(frozen=True, order=True)
@@ -34,5 +34,5 @@ def read() -> list[Shape]:
     keys = ("rows", "n", "row_stride")
     return [
         Shape(**{key: shape[key] for key in keys if key in shape})
-        for shape in json.loads(_DATA.read_text())
+        for shape in json.loads(DATA.read_text())
     ]

@@ -69,6 +69,9 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def compiled() -> Callable[[Tensor, Tensor], Tensor]:
     """small_operators by torch.compile, for the shapes, dtypes and threads of now."""
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = 1  # a pool of compilers would go on beside what is timed
     torch.compiler.reset()
     return torch.compile(small_operators, dynamic=False)
 

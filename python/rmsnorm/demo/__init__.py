@@ -14,7 +14,9 @@ import torch
 from rich.progress import Progress
 
 import rmsnorm
-from rmsnorm import bench
+from rmsnorm.bench import harness
+from rmsnorm.bench.measure import pytorch
+from rmsnorm.bench.shapes import Shape
 from rmsnorm.demo import bits, checks, plot, tables, training
 from rmsnorm.demo.checks import Outcome
 from rmsnorm.demo.training import Size
@@ -37,12 +39,12 @@ def run_at(out: Path, size: Size) -> bool:
     """run() at any size."""
     _prepare()
     start = time.perf_counter()
-    screen = bench.console()
-    about = bench.machine()
+    screen = harness.console()
+    about = harness.machine()
     tables.introduction(screen, size, about)
     outcomes = []
     for dtype in _DTYPES:
-        with bench.progress(screen) as bar:
+        with harness.progress(screen) as bar:
             outcomes.append(measure(dtype, size, bar))
         tables.trained(screen, outcomes[-1])
     held = [check for outcome in outcomes for check in checks.check(outcome)]
@@ -64,7 +66,7 @@ def run_at(out: Path, size: Size) -> bool:
 
 def measure(dtype: torch.dtype, size: Size, bar: Progress) -> Outcome:
     """Train, time and compare in one dtype."""
-    name = bench.name_of(dtype)
+    name = harness.name_of(dtype)
     task = bar.add_task(f"{name}: training", total=size.steps)
     own = training.llama(size, dtype)
     fused = copy.deepcopy(own)
@@ -83,7 +85,7 @@ def measure(dtype: torch.dtype, size: Size, bar: Progress) -> Outcome:
     bar.advance(task)
     timed = {}
     for shape, repeats in (((size.rows, size.hidden), 50), (size.shape, size.repeats)):
-        timed[shape] = bench.measure(shape, dtype, repeats)
+        timed[shape] = pytorch(Shape(*shape), dtype, repeats)
         bar.advance(task)
     last, norm = list(training.norms(fused).items())[-1]
     call, gamma = calls[last], training.gamma(norm).detach()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rmsnorm
-from rmsnorm.bench import EPSILON
+from rmsnorm.bench.ways import EPSILON
 
 THREADS = (1, 2, 3)
 _BATCHES = (1, 2, 7, 64)  # and all rows

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import rmsnorm
-from rmsnorm import bench
+from rmsnorm.bench.harness import Seconds, name_of
 from rmsnorm.demo.bits import Bits
 from rmsnorm.demo.training import Trained
 
@@ -36,7 +36,7 @@ class Outcome:
         own, fused, nudged: training with the model's norms, with ours, and with the model's after
             every gamma moved by one unit in the last place: how far rounding alone leads.
         operators: how often a forward pass of the fused model runs each operator.
-        calls: of bench.measure(), by shape.
+        calls: of bench.measure.pytorch(), by shape.
         targets: the instruction sets that the bits were compared on.
         bits: by result.
     """
@@ -52,13 +52,13 @@ class Outcome:
     norm_seconds: dict[str, float]
     norm_bytes: dict[str, int]
     step_bytes: dict[str, int]
-    calls: dict[bench.Shape, dict[str, bench.Seconds]]
+    calls: dict[tuple[int, int], dict[str, Seconds]]
     targets: list[str]
     bits: dict[str, Bits]
 
     @property
     def name(self) -> str:
-        return bench.name_of(self.dtype)
+        return name_of(self.dtype)
 
     def strays(self, trained: Trained) -> list[float]:
         """How far the losses are from those of the model's own norms, step by step."""

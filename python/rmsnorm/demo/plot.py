@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmsnorm.bench import COPY, FUSED, SMALL, TORCH, readable
+from rmsnorm.bench.harness import readable
+from rmsnorm.bench.ways import COPY, FUSED, SMALL, TORCH
 
 if TYPE_CHECKING:
     from rmsnorm.demo.checks import Outcome
@@ -25,7 +26,7 @@ def draw(path: Path, outcomes: list[Outcome], about: dict[str, Any]) -> None:
 
     Args:
         outcomes: one for each dtype; the time of a norm call is shown for the last.
-        about: of bench.machine().
+        about: of harness.machine().
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

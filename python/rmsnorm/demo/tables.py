@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rmsnorm.bench import COPY, FUSED, SMALL, TORCH, readable
+from rmsnorm.bench.harness import readable
+from rmsnorm.bench.ways import COPY, FUSED, SMALL, TORCH
 from rmsnorm.demo.bits import THREADS
 from rmsnorm.demo.checks import Check, Outcome
 from rmsnorm.demo.training import Size

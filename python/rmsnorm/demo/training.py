@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmsnorm.bench import interleaved
+from rmsnorm.bench.harness import interleaved
 
 VOCABULARY = 256  # tokens are bytes
 _LEARNING_RATE = 1e-3
