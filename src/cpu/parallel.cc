@@ -13,8 +13,9 @@
 namespace rmsnorm::cpu {
 namespace {
 
-// To wake a thread costs some microseconds, about as long as one core takes for this many bytes.
-constexpr int64_t kBytesWorthAThread = 128 << 10;
+// To wake a thread costs some microseconds, about as long as one core takes for this many bytes
+// that lie in its cache.
+constexpr int64_t kBytesWorthAThread = 256 << 10;
 
 // The work as `pieces` runs of whole units.
 struct Pieces {
