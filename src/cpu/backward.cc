@@ -13,6 +13,7 @@
 
 #include "core/columns.h"
 #include "core/reference.h"
+#include "cpu/caches.h"
 #include "cpu/parallel.h"
 #include "cpu/row-inl.h"
 #include "cpu/targets.h"
@@ -100,11 +101,11 @@ HWY_INLINE void GradientColumns(DF d, size_t columns, const GradientTerms<TDY, T
 template <class TDY, class TX>
 class BackwardRowsOf {
  public:
-  explicit BackwardRowsOf(const rmsnorm_backward_args& args)
+  BackwardRowsOf(const rmsnorm_backward_args& args, Stores stores)
       : args_(args),
         n_(args.n),
         slot_(PaddedColumns(args.n)),
-        streams_(GoesPastTheCaches(args.rows * args.n * sizeof(TX)) && args.dx.data != args.x.data),
+        streams_(stores == Stores::kPastCaches && args.dx.data != args.x.data),
         // Rows stay in the second-level cache between the passes; the second goes leaf by leaf, so
         // that its part of gamma and of the sums stays in the first.
         grouping_(GroupingOf(n_, n_ * (sizeof(TDY) + sizeof(TX)), 128 << 10, 64 << 10)),
@@ -230,20 +231,22 @@ class BackwardRowsOf {
 
 // Rows [begin, end): BackwardRowsReference, in the widest vectors of this target. slots: the
 // partial sums of a ColumnBlocks block, or null.
-void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, float* slots) {
+void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, Stores stores,
+                  float* slots) {
   VisitDtype(args.x.dtype, [&](auto x) {
     using TX = decltype(x);
     if (args.dy.dtype == RMSNORM_FLOAT32) {
-      BackwardRowsOf<float, TX>(args).Rows(begin, end, slots);
+      BackwardRowsOf<float, TX>(args, stores).Rows(begin, end, slots);
     } else {
-      BackwardRowsOf<TX, TX>(args).Rows(begin, end, slots);
+      BackwardRowsOf<TX, TX>(args, stores).Rows(begin, end, slots);
     }
   });
 }
 
 #else  // Without a fused multiply-add there is no fast way to the same bits.
 
-void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, float* slots) {
+void BackwardRows(const rmsnorm_backward_args& args, int64_t begin, int64_t end, Stores,
+                  float* slots) {
   BackwardRowsReference(args, begin, end, slots);
 }
 
@@ -297,12 +300,17 @@ int64_t BackwardWorkspace(int64_t rows, int64_t n, const rmsnorm_runner* runner)
 
 void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
   if (args.x.dtype == RMSNORM_FLOAT64) return BackwardReference(args);
-  const auto backward_rows =
-      UsesReference() ? &BackwardRowsReference : &HWY_DYNAMIC_DISPATCH(BackwardRows);
   const int64_t row_bytes = args.n * (2 * SizeOf(args.x.dtype) + SizeOf(args.dy.dtype));
+  const bool reference = UsesReference();
+  const auto kernel = HWY_DYNAMIC_DISPATCH(BackwardRows);
+  const Stores stores = StoresFor(args.rows, row_bytes, Threads(runner));
+  const auto backward_rows = [&](int64_t begin, int64_t end, float* slots) {
+    reference ? BackwardRowsReference(args, begin, end, slots)
+              : kernel(args, begin, end, stores, slots);
+  };
   if (args.dgamma == nullptr) {
     ParallelFor(runner, args.rows, kLeafRows, row_bytes,
-                [&](int64_t begin, int64_t end) { backward_rows(args, begin, end, nullptr); });
+                [&](int64_t begin, int64_t end) { backward_rows(begin, end, nullptr); });
     return;
   }
   const int64_t workspace_size =
@@ -313,7 +321,7 @@ void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
               [&](int64_t begin, int64_t end) {
                 for (int64_t block = begin; block < end; ++block) {
                   const int64_t first = block * blocks.block_rows;
-                  backward_rows(args, first, std::min(first + blocks.block_rows, args.rows),
+                  backward_rows(first, std::min(first + blocks.block_rows, args.rows),
                                 slots + block * blocks.slots * PaddedColumns(args.n));
                 }
               });

@@ -167,12 +167,6 @@ HWY_INLINE void PrefetchLines(const T* p, size_t count) {
   }
 }
 
-// Whether an output of so many bytes is stored past the caches. It has to be read from memory again
-// if it doesn't fit, and a store into a cache reads the line from memory first. 4 MiB are twice the
-// largest second-level cache of a core; the last level, of which a core has a share that no system
-// call tells, held its ground only in plain copies (docs/speed.md).
-inline bool GoesPastTheCaches(int64_t bytes) { return HWY_ARCH_X86 && bytes >= 4 << 20; }
-
 // Columns that are written to a cache before they are copied past it.
 inline constexpr size_t kPiece = 128;
 

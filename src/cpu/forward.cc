@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "core/reference.h"
+#include "cpu/caches.h"
 #include "cpu/parallel.h"
 #include "cpu/row-inl.h"
 #include "cpu/targets.h"
@@ -74,31 +75,31 @@ HWY_INLINE void ScaleColumns(DF d, size_t columns, const Factors<TX>& row, TY* y
 template <bool kBeforeGamma, class TX, class TY>
 class ForwardRowsOf {
  public:
-  explicit ForwardRowsOf(const rmsnorm_forward_args& args)
+  ForwardRowsOf(const rmsnorm_forward_args& args, Stores stores)
       : args_(args),
         n_(args.n),
-        streams_(GoesPastTheCaches(args.rows * args.n * sizeof(TY)) && args.y.data != args.x.data),
+        streams_(stores == Stores::kPastCaches && args.y.data != args.x.data),
+        // Rows stay in the first-level cache between the passes.
+        grouping_(GroupingOf(n_, n_ * sizeof(TX), 16 << 10, 32 << 10)),
         scales_(args.gamma, args.gamma_offset, args.n) {}
 
   void Rows(int64_t begin, int64_t end) {
     const DF d;
-    // Rows stay in the first-level cache between the passes.
-    const Grouping grouping = GroupingOf(n_, n_ * sizeof(TX), 16 << 10, 32 << 10);
-    for (int64_t row = begin; row < end; row += grouping.rows) {
-      const int64_t rows = std::min(grouping.rows, end - row);
+    for (int64_t row = begin; row < end; row += grouping_.rows) {
+      const int64_t rows = std::min(grouping_.rows, end - row);
       const auto squares = [&](size_t r, size_t i) { return Squares<TX>{X(row + r) + i}; };
       RowSums rstds = DotOfRows<TX>(d, n_, rows, squares);
       const bool usual = ToRstds(row, rows, rstds);
       for (size_t i = 0; i < n_; i += kBlock) {
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t next = std::min(row + r + grouping.ahead, end - 1);
-          const Factors<TX> factors = {X(row + r) + i, scales_.At(i), rstds.of[r], X(next) + i};
-          TY* y = RowOf<TY>(args_.y, row + r) + i;
-          if (usual && scales_.AreFinite()) {  // then no product is a NaN
-            ScaleBlock<false>(HWY_MIN(kBlock, n_ - i), factors, y);
-          } else {
-            ScaleBlock<true>(HWY_MIN(kBlock, n_ - i), factors, y);
-          }
+        const float* scale = scales_.At(i);
+        const Block block = {row, rows, i, HWY_MIN(kBlock, n_ - i), end};
+        const bool nan = !usual || !scales_.AreFinite();  // otherwise no product is one
+        if (streams_) {
+          nan ? ScaleRows<true, true>(block, rstds, scale)
+              : ScaleRows<false, true>(block, rstds, scale);
+        } else {
+          nan ? ScaleRows<true, false>(block, rstds, scale)
+              : ScaleRows<false, false>(block, rstds, scale);
         }
       }
     }
@@ -106,6 +107,12 @@ class ForwardRowsOf {
   }
 
  private:
+  struct Block {
+    int64_t row, rows;
+    size_t column, columns;
+    int64_t end;  // of all rows
+  };
+
   const TX* X(int64_t row) const { return RowOf<TX>(args_.x, row); }
 
   // Turns the sums of squares of rows from `row` on into rstd, and stores it. Returns whether all
@@ -144,17 +151,31 @@ class ForwardRowsOf {
                 [x = X(row)](int64_t i) { return ToFloat(LoadElement<TX>(x, i)); });
   }
 
-  template <bool kNaN>
-  HWY_INLINE void ScaleBlock(size_t columns, const Factors<TX>& row, TY* y) const {
+  template <bool kNaN, bool kStreams>
+  void ScaleRows(const Block& block, const RowSums& rstds, const float* scale) const {
+    const size_t i = block.column;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const int64_t row = block.row + r;
+      const int64_t next = std::min(row + grouping_.ahead, block.end - 1);
+      const Factors<TX> factors = {X(row) + i, scale, rstds.of[r], X(next) + i};
+      ScaleRow<kNaN, kStreams>(block.columns, factors, RowOf<TY>(args_.y, row) + i);
+    }
+  }
+
+  template <bool kNaN, bool kStreams>
+  static HWY_INLINE void ScaleRow(size_t columns, const Factors<TX>& row, TY* y) {
     const DF d;
     const size_t rest = columns % kLanes;
     const size_t full = columns - rest;
     HWY_ALIGN TY piece[kPiece];
-    if (!streams_) ScaleColumns<kBeforeGamma, kNaN>(d, full, row, y);
-    for (size_t i = 0; streams_ && i < full; i += kPiece) {
-      const size_t count = HWY_MIN(kPiece, full - i);
-      ScaleColumns<kBeforeGamma, kNaN>(d, count, row.From(i), piece);
-      StreamBytes(piece, y + i, count * sizeof(TY));
+    if constexpr (kStreams) {
+      for (size_t i = 0; i < full; i += kPiece) {
+        const size_t count = HWY_MIN(kPiece, full - i);
+        ScaleColumns<kBeforeGamma, kNaN>(d, count, row.From(i), piece);
+        StreamBytes(piece, y + i, count * sizeof(TY));
+      }
+    } else {
+      ScaleColumns<kBeforeGamma, kNaN>(d, full, row, y);
     }
     if (rest == 0) return;
     const Tail<TX> x(row.x + full, rest);
@@ -166,29 +187,30 @@ class ForwardRowsOf {
   const rmsnorm_forward_args& args_;
   const size_t n_;
   const bool streams_;
+  const Grouping grouping_;
   Scales<TX> scales_;
 };
 
 // Rows [begin, end): ForwardReference, in the widest vectors of this target.
-void ForwardRows(const rmsnorm_forward_args& args, int64_t begin, int64_t end) {
+void ForwardRows(const rmsnorm_forward_args& args, int64_t begin, int64_t end, Stores stores) {
   const bool before_gamma = args.rounding == RMSNORM_ROUND_BEFORE_GAMMA;
   VisitDtype(args.x.dtype, [&](auto x) {
     using TX = decltype(x);
     if constexpr (std::is_same_v<TX, float>) {
-      ForwardRowsOf<false, float, float>(args).Rows(begin, end);
+      ForwardRowsOf<false, float, float>(args, stores).Rows(begin, end);
     } else if (args.y.dtype == RMSNORM_FLOAT32) {
-      before_gamma ? ForwardRowsOf<true, TX, float>(args).Rows(begin, end)
-                   : ForwardRowsOf<false, TX, float>(args).Rows(begin, end);
+      before_gamma ? ForwardRowsOf<true, TX, float>(args, stores).Rows(begin, end)
+                   : ForwardRowsOf<false, TX, float>(args, stores).Rows(begin, end);
     } else {
-      before_gamma ? ForwardRowsOf<true, TX, TX>(args).Rows(begin, end)
-                   : ForwardRowsOf<false, TX, TX>(args).Rows(begin, end);
+      before_gamma ? ForwardRowsOf<true, TX, TX>(args, stores).Rows(begin, end)
+                   : ForwardRowsOf<false, TX, TX>(args, stores).Rows(begin, end);
     }
   });
 }
 
 #else  // Without a fused multiply-add there is no fast way to the same bits.
 
-void ForwardRows(const rmsnorm_forward_args& args, int64_t begin, int64_t end) {
+void ForwardRows(const rmsnorm_forward_args& args, int64_t begin, int64_t end, Stores) {
   ForwardReference(args, begin, end);
 }
 
@@ -205,11 +227,13 @@ namespace rmsnorm::cpu {
 HWY_EXPORT(ForwardRows);
 
 void Forward(const rmsnorm_forward_args& args, const rmsnorm_runner* runner) {
-  const bool reference = UsesReference() || args.x.dtype == RMSNORM_FLOAT64;
-  const auto forward_rows = reference ? &ForwardReference : &HWY_DYNAMIC_DISPATCH(ForwardRows);
   const int64_t row_bytes = args.n * (SizeOf(args.x.dtype) + SizeOf(args.y.dtype));
-  ParallelFor(runner, args.rows, /*unit=*/1, row_bytes,
-              [&](int64_t begin, int64_t end) { forward_rows(args, begin, end); });
+  const bool reference = UsesReference() || args.x.dtype == RMSNORM_FLOAT64;
+  const auto kernel = HWY_DYNAMIC_DISPATCH(ForwardRows);
+  const Stores stores = StoresFor(args.rows, row_bytes, Threads(runner));
+  ParallelFor(runner, args.rows, /*unit=*/1, row_bytes, [&](int64_t begin, int64_t end) {
+    reference ? ForwardReference(args, begin, end) : kernel(args, begin, end, stores);
+  });
 }
 
 }  // namespace rmsnorm::cpu

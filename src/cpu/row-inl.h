@@ -248,12 +248,19 @@ HWY_INLINE RowSums DotOfRows(DF d, size_t n, size_t rows, const F& terms) {
     const size_t columns = HWY_MIN(n - begin, kBlock);
     const size_t used = CeilDiv(columns, kLeaf) * kQuads;
     const size_t stride = QuadsOfRow(columns);
-    for (size_t r = 0; r < rows; ++r) {
-      float* row_quads = quads + r * stride;
-      RowQuads<TX>(d, terms(r, begin), columns, row_quads);
-      // Zeros stand for the leaves up to a power of two; to add zero on the right is to move an odd
-      // value up.
-      std::fill(row_quads + used, row_quads + stride, 0.0f);
+    if (columns <= kLeaf && columns % kLanes == 0) {  // query and key norms: little else than sums
+      for (size_t r = 0; r < rows; ++r) {
+        const auto row = terms(r, begin);
+        LeafQuads<TX>(d, row, columns / kLanes, row, 0, quads + r * stride);
+      }
+    } else {
+      for (size_t r = 0; r < rows; ++r) {
+        float* row_quads = quads + r * stride;
+        RowQuads<TX>(d, terms(r, begin), columns, row_quads);
+        // Zeros stand for the leaves up to a power of two; to add zero on the right is to move an
+        // odd value up.
+        std::fill(row_quads + used, row_quads + stride, 0.0f);
+      }
     }
     std::fill_n(quads + rows * stride, 2 * kMaxLanes, 0.0f);
     RowSums sums;
