@@ -12,7 +12,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench bench-kernels clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
-.PHONY: test-fuzz test-python fuzz mutants
+.PHONY: test-fuzz test-python fuzz steps mutants
 .DELETE_ON_ERROR:
 
 define test-preset
@@ -91,6 +91,9 @@ bench-kernels: build $(BIN)/.bench-requirements ## the C++ kernels alone, beside
 	@build/rmsnorm_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=7 \
 	  --benchmark_min_time=0.02 --benchmark_out=out/kernels.json > out/kernels.log
 	@$(BIN)/python -m rmsnorm.bench.kernels out/kernels.json
+
+steps: build ## what each idea in the kernels gives: measure them without it, one at a time; minutes
+	@$(BIN)/python tools/steps.py
 
 mutants: $(BIN)/.requirements ## break the source on purpose: which test notices? (an hour)
 	@$(BIN)/python tools/mutants.py

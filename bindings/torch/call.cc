@@ -35,7 +35,7 @@ PyObject* Call(PyObject*, PyObject* const* args, Py_ssize_t count) {
       PyFloat_CheckExact(args[3]) && PyUnicode_CheckExact(args[4]) &&
       (args[5] == Py_None || THPDtype_Check(args[5])) && !at::impl::torch_function_mode_enabled();
   if (!plain) Py_RETURN_NOTIMPLEMENTED;
-  const Tensor& x = THPVariable_Unpack(args[0]);
+  const Tensor x = THPVariable_Unpack(args[0]);  // held: Python goes on meanwhile
   const MaybeTensor gamma =
       args[1] == Py_None ? std::nullopt : MaybeTensor(THPVariable_Unpack(args[1]));
   const double epsilon = PyFloat_AS_DOUBLE(args[2]);

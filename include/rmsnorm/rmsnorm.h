@@ -101,7 +101,7 @@ typedef struct rmsnorm_runner {
 // of the caller's, the calling thread alone. So does, even with a runner, the thread with which a
 // fork() of a process of several threads goes on: thread pools don't survive a fork.
 // Bits: the same for every batch, thread count and instruction set (docs/numerics.md).
-// Cost: reads x once from memory, writes y and rstd once.
+// Cost: reads x once from memory, writes y and rstd once; up to 96 KiB of each thread's stack.
 // Errors: RMSNORM_INVALID_ARGUMENT and a message, before anything is written.
 RMSNORM_API rmsnorm_status rmsnorm_forward(const rmsnorm_forward_args* args,
                                            const rmsnorm_runner* runner);

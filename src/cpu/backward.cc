@@ -105,7 +105,7 @@ class BackwardRowsOf {
       : args_(args),
         n_(args.n),
         slot_(PaddedColumns(args.n)),
-        streams_(stores == Stores::kPastCaches && args.dx.data != args.x.data),
+        streams_(stores == Stores::kPastCaches),
         // Rows stay in the second-level cache between the passes; the second goes leaf by leaf, so
         // that its part of gamma and of the sums stays in the first.
         grouping_(GroupingOf(n_, n_ * (sizeof(TDY) + sizeof(TX)), 128 << 10, 64 << 10)),
@@ -163,7 +163,8 @@ class BackwardRowsOf {
     return {Dy(row) + i, X(row) + i, scale, LoadElement<float>(args_.rstd, row)};
   }
 
-  void Group(int64_t row, int64_t rows, int64_t end, float* sums) {
+  // Not inlined into the recursion above, whose every level would hold its memory.
+  HWY_NOINLINE void Group(int64_t row, int64_t rows, int64_t end, float* sums) {
     if (args_.dx.data == nullptr) {
       return Gradients<Wanted<false, false, true>>(row, rows, RowSums(), end, sums);
     }
@@ -299,6 +300,7 @@ int64_t BackwardWorkspace(int64_t rows, int64_t n, const rmsnorm_runner* runner)
 }
 
 void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
+  if (args.dx.data == nullptr && args.dgamma == nullptr) return;
   if (args.x.dtype == RMSNORM_FLOAT64) return BackwardReference(args);
   const int64_t row_bytes = args.n * (2 * SizeOf(args.x.dtype) + SizeOf(args.dy.dtype));
   const bool reference = UsesReference();

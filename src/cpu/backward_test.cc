@@ -106,6 +106,14 @@ TEST_P(BackwardOnEveryTarget, EachGradientAloneHasTheBitsOfBothTogether) {
   EXPECT_TRUE(testing::SameBits(actual.dx.bytes, expected.dx.bytes));
 }
 
+TEST_P(BackwardOnEveryTarget, NoGradientWantedIsNothingToDo) {
+  Operands call({.rows = 50, .n = 577});
+  rmsnorm_backward_args args = call.Backward();
+  args.dx.data = nullptr;
+  args.dgamma = nullptr;
+  EXPECT_EQ(rmsnorm_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+}
+
 TEST_P(BackwardOnEveryTarget, NoRowsGiveAGradientOfZeroForGamma) {
   Operands call({.rows = 0, .n = 100});
   const rmsnorm_backward_args args = call.Backward();

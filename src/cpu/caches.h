@@ -16,7 +16,8 @@ enum class Stores { kInCaches, kPastCaches };
 // a cache is read from memory first, for nothing if the cache can't hold it until it is used. The
 // last level is shared with other programs and, in a virtual machine, other machines: 8 MiB for a
 // thread fits what was measured (docs/speed.md). What is larger than all of it doesn't stay either.
-inline Stores StoresFor(int64_t rows, int64_t row_bytes, int64_t threads) {
+inline Stores StoresFor([[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t row_bytes,
+                        [[maybe_unused]] int64_t threads) {
 #if defined(__x86_64__) && defined(_SC_LEVEL3_CACHE_SIZE)
   constexpr int64_t kShare = 8 << 20;
   static const int64_t last_level = sysconf(_SC_LEVEL3_CACHE_SIZE);  // not positive: unknown
@@ -24,7 +25,7 @@ inline Stores StoresFor(int64_t rows, int64_t row_bytes, int64_t threads) {
                     (last_level <= 0 || rows <= last_level / row_bytes);
   return fits ? Stores::kInCaches : Stores::kPastCaches;
 #else
-  return Stores::kInCaches;  // no such stores, or none that compilers offer
+  return Stores::kInCaches;  // elsewhere nothing has been measured
 #endif
 }
 

@@ -90,6 +90,11 @@ template <bool kNaN>
 HWY_INLINE void StoreBFloat16s(DF d, VF even, VF odd, uint16_t* p) {
   const DU du;
   const DU16 du16;
+#if HWY_TARGET == HWY_SVE || HWY_TARGET == HWY_SVE_256  // Highway's average has no carry there
+  const auto even_words = hn::ShiftRight<16>(BFloat16Words<kNaN>(even));
+  const auto odd_words = BFloat16Words<kNaN>(odd);
+  hn::StoreU(hn::OddEven(hn::BitCast(du16, odd_words), hn::BitCast(du16, even_words)), du16, p);
+#else
   even = CanonicalNaN<kNaN>(d, even, uint32_t{kNaN16} << 16);
   odd = CanonicalNaN<kNaN>(d, odd, uint32_t{kNaN16} << 16);
   const auto even_bits = hn::BitCast(du, even), odd_bits = hn::BitCast(du, odd);
@@ -99,9 +104,8 @@ HWY_INLINE void StoreBFloat16s(DF d, VF even, VF odd, uint16_t* p) {
       hn::OddEven(hn::BitCast(du16, hn::ShiftLeft<16>(odd_bits)), hn::BitCast(du16, even_bits));
   const auto half = hn::OrAnd(hn::Set(du16, 0x7FFE), upper, hn::Set(du16, 1));
   hn::StoreU(hn::Add(upper, hn::ShiftRight<15>(hn::AverageRound(lower, half))), du16, p);
+#endif
 }
-
-HWY_INLINE hn::Vec<DHalf> HalfOf(DF, VF v) { return hn::DemoteTo(DHalf(), v); }
 
 // Stores a pair that has the order for TX as 2 Lanes(d) elements. kNaN: it may hold a NaN.
 template <bool kNaN, class TX, class T>
@@ -115,8 +119,8 @@ HWY_INLINE void StorePair(DF d, VF v0, VF v1, T* p) {
   v1 = CanonicalNaN<kNaN>(d, v1);
   if constexpr (std::is_same_v<T, Float16>) {
     // As one vector: what is read back as one doesn't wait for two stores.
-    const auto lo = hn::BitCast(D16(), HalfOf(d, v0));
-    const auto hi = hn::BitCast(D16(), HalfOf(d, v1));
+    const auto lo = hn::BitCast(D16(), hn::DemoteTo(DHalf(), v0));
+    const auto hi = hn::BitCast(D16(), hn::DemoteTo(DHalf(), v1));
     hn::StoreU(hn::Combine(DU16(), hi, lo), DU16(), reinterpret_cast<uint16_t*>(p));
   } else if constexpr (kEvenOdd<TX>) {
     hn::StoreInterleaved2(v0, v1, d, reinterpret_cast<float*>(p));
@@ -132,18 +136,21 @@ HWY_INLINE VF Rounded(DF d, VF v) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return hn::BitCast(d, hn::And(BFloat16Words<kNaN>(v), hn::Set(DU(), 0xFFFF0000)));
   } else if constexpr (std::is_same_v<T, Float16>) {
-    return hn::PromoteTo(d, HalfOf(d, v));
+    return hn::PromoteTo(d, hn::DemoteTo(DHalf(), v));
   } else {
     return v;
   }
 }
 
-// Copies count < kLanes elements. A call of memcpy, or what a compiler makes of one whose size it
-// doesn't know, takes longer than the rest of what is done with a few columns.
+// Copies count < kLanes elements, of any address. A call of memcpy, or what a compiler makes of one
+// whose size it doesn't know, takes longer than the rest of what is done with a few columns.
 template <size_t kSize = kLanes / 2, class T>
 HWY_INLINE void CopyFew(const T* from, size_t count, T* to) {
   const size_t copied = count & kSize;
-  if (copied != 0) std::memcpy(static_cast<void*>(to), from, kSize * sizeof(T));
+  if (copied != 0) {
+    std::memcpy(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from),
+                kSize * sizeof(T));
+  }
   if constexpr (kSize > 1) CopyFew<kSize / 2>(from + copied, count, to + copied);
 }
 
@@ -159,7 +166,7 @@ struct Tail {
   }
 };
 
-// Asks for the cache lines of `count` elements, of any address.
+// Asks for the cache line of every 64th byte of `count` elements, of any address.
 template <class T>
 HWY_INLINE void PrefetchLines(const T* p, size_t count) {
   for (size_t byte = 0; byte < count * sizeof(T); byte += 64) {

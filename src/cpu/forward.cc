@@ -93,7 +93,7 @@ class ForwardRowsOf {
       for (size_t i = 0; i < n_; i += kBlock) {
         const float* scale = scales_.At(i);
         const Block block = {row, rows, i, HWY_MIN(kBlock, n_ - i), end};
-        const bool nan = !usual || !scales_.AreFinite();  // otherwise no product is one
+        const bool nan = !usual || !scales_.AreFinite() || MayOverflow();
         if (streams_) {
           nan ? ScaleRows<true, true>(block, rstds, scale)
               : ScaleRows<false, true>(block, rstds, scale);
@@ -112,6 +112,12 @@ class ForwardRowsOf {
     size_t column, columns;
     int64_t end;  // of all rows
   };
+
+  // Whether to_x(x * rstd) may be infinite. Otherwise positive, finite rstd and finite scales make
+  // no product a NaN: |x * rstd| is at most sqrt(n), and 65504 is the largest float16.
+  bool MayOverflow() const {
+    return kBeforeGamma && std::is_same_v<TX, Float16> && n_ > size_t{1} << 31;
+  }
 
   const TX* X(int64_t row) const { return RowOf<TX>(args_.x, row); }
 

@@ -141,7 +141,7 @@ HWY_INLINE void AddFirstProducts(DF d, const Terms& terms, size_t i, size_t coun
 
 // The chains of 4 Lanes(d) lanes of one leaf, from `lane` on, in pairs for TX.
 //   terms  of the leaf's `steps` full steps of 64
-//   tail   of its last `rest` columns, padded to 64
+//   tail   of its last `rest` columns, padded to 64; none where there are 8 steps
 // A chain has at most 8 steps, and 4 independent ones hide the latency of an AVX-512 fma.
 template <class TX, class Terms>
 HWY_INLINE void LaneSums(DF d, const Terms& terms, size_t steps, const Terms& tail, size_t rest,
@@ -183,16 +183,7 @@ HWY_INLINE void LeafQuads(DF d, const Terms& terms, size_t steps, const Terms& t
 
 // One float for each row of a group.
 struct RowSums {
-  HWY_ALIGN float of[kGroupRows];
-
-  RowSums operator+(const RowSums& right) const {
-    const DF d;
-    RowSums sums;
-    for (size_t r = 0; r < kGroupRows; r += hn::Lanes(d)) {
-      hn::Store(hn::Add(hn::Load(d, of + r), hn::Load(d, right.of + r)), d, sums.of + r);
-    }
-    return sums;
-  }
+  HWY_ALIGN float of[kGroupRows] = {};
 };
 
 // sums[r] = tree(values[r * each … (r + 1) * each)), for `each` a power of two. values is
@@ -237,38 +228,48 @@ HWY_INLINE void RowQuads(DF d, const Terms& terms, size_t columns, float* HWY_RE
   }
 }
 
-// dot of each of `rows` rows of n elements; a Grouping says how many there may be. Bits: Dot of
+// The part of the dots of `rows` rows that is the tree over columns [begin, begin + columns), one
+// block: `columns` is at most kBlock. A Grouping says how many rows there may be.
+//   terms(r, begin)  the terms of row r from column `begin` on
+template <class TX, class F>
+HWY_INLINE RowSums BlockSums(DF d, size_t begin, size_t columns, size_t rows, const F& terms) {
+  HWY_ALIGN float quads[kHeldQuads + 2 * kMaxLanes];
+  const size_t used = CeilDiv(columns, kLeaf) * kQuads;
+  const size_t stride = QuadsOfRow(columns);
+  if (columns <= kLeaf && columns % kLanes == 0) {  // query and key norms: little else than sums
+    for (size_t r = 0; r < rows; ++r) {
+      const auto row = terms(r, begin);
+      LeafQuads<TX>(d, row, columns / kLanes, row, 0, quads + r * stride);
+    }
+  } else {
+    for (size_t r = 0; r < rows; ++r) {
+      float* row_quads = quads + r * stride;
+      RowQuads<TX>(d, terms(r, begin), columns, row_quads);
+      // Zeros stand for the leaves up to a power of two; to add zero on the right is to move an odd
+      // value up.
+      std::fill(row_quads + used, row_quads + stride, 0.0f);
+    }
+  }
+  std::fill_n(quads + rows * stride, 2 * kMaxLanes, 0.0f);
+  RowSums sums;
+  FoldEach(d, quads, rows, stride, sums.of);
+  return sums;
+}
+
+// dot of each of `rows` rows of n elements: one row where n is more than a block. Bits: Dot of
 // core/reference.h.
-//   terms(r, begin)  the terms of row r from column `begin`, a multiple of kBlock, on
 template <class TX, class F>
 HWY_INLINE RowSums DotOfRows(DF d, size_t n, size_t rows, const F& terms) {
-  const auto block_sums = [&](int64_t block) HWY_ATTR {
-    HWY_ALIGN float quads[kHeldQuads + 2 * kMaxLanes];
-    const size_t begin = kBlock * block;
-    const size_t columns = HWY_MIN(n - begin, kBlock);
-    const size_t used = CeilDiv(columns, kLeaf) * kQuads;
-    const size_t stride = QuadsOfRow(columns);
-    if (columns <= kLeaf && columns % kLanes == 0) {  // query and key norms: little else than sums
-      for (size_t r = 0; r < rows; ++r) {
-        const auto row = terms(r, begin);
-        LeafQuads<TX>(d, row, columns / kLanes, row, 0, quads + r * stride);
-      }
-    } else {
-      for (size_t r = 0; r < rows; ++r) {
-        float* row_quads = quads + r * stride;
-        RowQuads<TX>(d, terms(r, begin), columns, row_quads);
-        // Zeros stand for the leaves up to a power of two; to add zero on the right is to move an
-        // odd value up.
-        std::fill(row_quads + used, row_quads + stride, 0.0f);
-      }
-    }
-    std::fill_n(quads + rows * stride, 2 * kMaxLanes, 0.0f);
-    RowSums sums;
-    FoldEach(d, quads, rows, stride, sums.of);
-    return sums;
-  };
-  RowSums sums = Tree<RowSums>(0, CeilDiv(n, kBlock), block_sums);
-  for (size_t r = 0; r < kGroupRows; r += hn::Lanes(d)) {
+  RowSums sums;
+  if (n <= kBlock) {
+    sums = BlockSums<TX>(d, 0, n, rows, terms);
+  } else {
+    sums.of[0] = Tree<float>(0, CeilDiv(n, kBlock), [&](int64_t block) HWY_ATTR {
+      const size_t begin = kBlock * block;
+      return BlockSums<TX>(d, begin, HWY_MIN(n - begin, kBlock), 1, terms).of[0];
+    });
+  }
+  for (size_t r = 0; r < rows; r += hn::Lanes(d)) {
     hn::Store(hn::Add(hn::Load(d, sums.of + r), hn::Zero(d)), d, sums.of + r);
   }
   return sums;
@@ -283,8 +284,11 @@ struct Grouping {
 
 // group_bytes: of the cache that the rows of a group stay in; row_bytes: what is read of a row.
 inline Grouping GroupingOf(size_t n, size_t row_bytes, size_t group_bytes, size_t ahead_bytes) {
-  const size_t fit = HWY_MIN(group_bytes / row_bytes, kHeldQuads / QuadsOfRow(HWY_MIN(n, kBlock)));
-  const size_t rows = HWY_MAX(size_t{1}, HWY_MIN(kGroupRows, fit));
+  size_t rows = 1;
+  if (n <= kBlock) {
+    const size_t fit = HWY_MIN(group_bytes / row_bytes, kHeldQuads / QuadsOfRow(n));
+    rows = HWY_MAX(rows, HWY_MIN(kGroupRows, fit));
+  }
   return {static_cast<int64_t>(rows), static_cast<int64_t>(HWY_MAX(rows, ahead_bytes / row_bytes))};
 }
 

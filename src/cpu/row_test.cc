@@ -67,9 +67,9 @@ void LeafOfPairs(const float* a, const float* b, int64_t n, float* lanes, float*
     StorePair<false, TX>(d, acc0, acc1, lanes + lane);
     StorePair<false, TX>(d, acc2, acc3, lanes + lane + 2 * N);
   }
-  HWY_ALIGN float quads[kQuads + 2 * 16] = {};
+  HWY_ALIGN float quads[kQuads + 2 * kMaxLanes] = {};
   LeafQuads<TX>(d, row, n / kLanes, tail, rest, quads);
-  HWY_ALIGN float sums[16];
+  HWY_ALIGN float sums[kGroupRows];
   FoldEach(d, quads, 1, kQuads, sums);
   *leaf = sums[0];
 }

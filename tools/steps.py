@@ -1,0 +1,69 @@
+"""What each idea in the kernels gives: `make steps` measures them without it, one at a time.
+
+Every variant of steps.toml is built in a copy of the tree and measured against plain streams of its
+own run; what is printed is how much longer it takes, in those units, than the kernels as they are.
+"""
+
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import mutants
+import tomllib
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rmsnorm.bench.kernels import OURS, Kernel, limit, read
+
+CELLS = "(forward|backward)/[^o][^/]*/(float32|bfloat16)/(512x4096|4096x4096|65536x128)/1/"
+Multiples = dict[tuple[str, str, str], float]  # of the stream, by pass, dtype, shape
+
+
+def measure(tree: Path) -> Multiples:
+    """Of one thread's kernels, as tree holds them now."""
+    subprocess.run(["ninja", "-C", "build", "rmsnorm_bench"], cwd=tree, check=True, stdout=subprocess.DEVNULL)
+    out = tree / "kernels.json"
+    subprocess.run(
+        [
+            "build/rmsnorm_bench",
+            f"--benchmark_filter={CELLS}",
+            f"--benchmark_out={out}",
+            "--benchmark_enable_random_interleaving=true",
+            "--benchmark_repetitions=9",
+            "--benchmark_min_time=0.02",
+        ],
+        cwd=tree,
+        check=True,
+        capture_output=True,
+    )
+    cells = read(out)
+    ours: list[Kernel] = [cell for cell in cells if OURS in cell.seconds]
+    return {
+        (cell.part, cell.dtype, str(cell.shape)): cell.seconds[OURS] / limit(cell, cells)
+        for cell in ours
+    }
+
+
+def main(only: Annotated[str, typer.Option(help="Steps whose name contains this.")] = "") -> None:
+    steps = tomllib.loads((mutants.ROOT / "tools/steps.toml").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        mutants.copy_tree(tree)
+        configure = "cmake -S . -B build -G Ninja -DRMSNORM_TORCH=OFF -DRMSNORM_TESTS=ON"
+        configure += " --compile-no-warning-as-error"  # a step may leave a function unused
+        subprocess.run(configure.split(), cwd=tree, check=True, capture_output=True)
+        whole = measure(tree)
+        table = Table("without it", *("\n".join(cell) for cell in whole), box=None)
+        table.add_row("(multiples of the stream)", *(f"{value:.2f}" for value in whole.values()))
+        for name in track([name for name in steps if only in name], transient=True):
+            with mutants.broken(tree, steps[name]):
+                without = measure(tree)
+            table.add_row(name, *(f"{without[cell] / whole[cell]:.2f}" for cell in whole))
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
