@@ -184,10 +184,10 @@ HWY_INLINE void StreamBytes(const void* from, void* to, size_t bytes) {
   const uint8_t* source = static_cast<const uint8_t*>(from);
   uint8_t* target = static_cast<uint8_t*>(to);
   const size_t head = HWY_MIN(bytes, -reinterpret_cast<uintptr_t>(target) % N);
-  if (head > 0) std::memcpy(target, source, head);
+  if (head > 0) CopyFew(source, head, target);
   size_t i = head;
   for (; i + N <= bytes; i += N) hn::Stream(hn::LoadU(d, source + i), d, target + i);
-  if (i < bytes) std::memcpy(target + i, source + i, bytes - i);
+  if (i < bytes) CopyFew(source + i, bytes - i, target + i);
 }
 
 #endif  // HWY_NATIVE_FMA

@@ -52,15 +52,15 @@ struct Factors {
   HWY_INLINE Factors From(size_t i) const { return {x + i, scale + i, rstd, next + i}; }
 };
 
-// y of `columns`, a multiple of 64. y may be x.
-template <bool kBeforeGamma, bool kNaN, class TX, class TY>
+// y of `columns`, a multiple of 64. y may be x. kAhead: asks for the row to come meanwhile.
+template <bool kBeforeGamma, bool kNaN, bool kAhead, class TX, class TY>
 HWY_INLINE void ScaleColumns(DF d, size_t columns, const Factors<TX>& row, TY* y) {
   const size_t N = hn::Lanes(d);
   const VF rstd = hn::Set(d, row.rstd);
   for (size_t i = 0; i < columns; i += 2 * N) {
     VF xhat0, xhat1;
     LoadPair<TX>(d, row.x + i, xhat0, xhat1);
-    PrefetchLines(row.next + i, 2 * N);
+    if constexpr (kAhead) PrefetchLines(row.next + i, 2 * N);
     xhat0 = hn::Mul(xhat0, rstd);
     xhat1 = hn::Mul(xhat1, rstd);
     if constexpr (kBeforeGamma) {
@@ -177,16 +177,16 @@ class ForwardRowsOf {
     if constexpr (kStreams) {
       for (size_t i = 0; i < full; i += kPiece) {
         const size_t count = HWY_MIN(kPiece, full - i);
-        ScaleColumns<kBeforeGamma, kNaN>(d, count, row.From(i), piece);
+        ScaleColumns<kBeforeGamma, kNaN, true>(d, count, row.From(i), piece);
         StreamBytes(piece, y + i, count * sizeof(TY));
       }
     } else {
-      ScaleColumns<kBeforeGamma, kNaN>(d, full, row, y);
+      ScaleColumns<kBeforeGamma, kNaN, false>(d, full, row, y);
     }
     if (rest == 0) return;
     const Tail<TX> x(row.x + full, rest);
     const Factors<TX> tail = {x.data, row.scale + full, row.rstd, x.data};
-    ScaleColumns<kBeforeGamma, kNaN>(d, kLanes, tail, piece);
+    ScaleColumns<kBeforeGamma, kNaN, false>(d, kLanes, tail, piece);
     CopyFew(piece, rest, y + full);
   }
 
