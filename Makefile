@@ -120,7 +120,7 @@ $(BIN)/.requirements: requirements.txt $(BIN)/.packages
 
 $(BIN)/.bench-requirements: bench/requirements.txt $(BIN)/.requirements
 	@echo "== Python: installing bench/requirements.txt into .venv"
-	@$(BIN)/python -m pip install --disable-pip-version-check -q -r $<
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.txt -r $<
 	@touch $@
 
 $(BIN)/.built: $(SOURCES) $(BIN)/.requirements

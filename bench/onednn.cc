@@ -90,8 +90,10 @@ std::function<void()> WithThreads(const Call& call, const Make& make) {
     if (error.status != dnnl_unimplemented) throw;
     return nullptr;
   }
-  return [=, threads = call.threads] {
-    const global_control limit(global_control::max_allowed_parallelism, threads);
+  const auto limit =
+      std::make_shared<global_control>(global_control::max_allowed_parallelism, call.threads);
+  return [=] {
+    static_cast<void>(limit);  // for as long as this lives
     arena->execute(execute);
   };
 }

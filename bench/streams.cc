@@ -78,10 +78,10 @@ void Run(const Call& call, Part part, bool past_cache) {
   const int64_t row = strided ? call.RowBytes() : bytes;
   const int64_t stride = strided ? call.shape.row_stride * call.ElementBytes() : bytes;
   const auto run = [=](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t offset = begin % row;
+    const uint8_t* from = x + begin / row * stride;
+    for (int64_t offset = begin % row; begin < end; offset = 0, from += stride) {
       const int64_t count = std::min(end - begin, row - offset);
-      part(x + begin / row * stride + offset, dy + begin, y + begin, count);
+      part(from + offset, dy + begin, y + begin, count);
       begin += count;
     }
     if (past_cache) hwy::FlushStream();

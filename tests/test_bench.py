@@ -39,15 +39,19 @@ def shown(table) -> str:
     return captured.get()
 
 
-def test_candidates_run_once_to_warm_up_and_then_take_turns():
+def test_candidates_warm_up_and_then_take_turns_in_a_changing_order_each_after_itself():
     order = []
     candidates = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    harness.interleaved(candidates, repeats=3)
-    assert "".join(order) == "abc" * 4
+    harness.interleaved(candidates, repeats=9)
+    assert order[:3] == ["a", "b", "c"]
+    rounds = ["".join(order[i : i + 6]) for i in range(3, len(order), 6)]
+    assert len(rounds) == 9 and len(set(rounds)) > 1
+    for each in rounds:
+        assert each[::2] == each[1::2] and sorted(each[::2]) == ["a", "b", "c"]
 
 
 def test_the_median_and_not_the_mean_is_reported():
-    pauses = iter([0.0, 0.001, 0.2, 0.001])  # warm-up, then one outlier
+    pauses = iter([0.0, 0.0, 0.001, 0.0, 0.2, 0.001])  # warm-up; each after itself, if short
     seconds = harness.interleaved({"pause": lambda: time.sleep(next(pauses))}, repeats=3)
     assert seconds["pause"] < 0.1
 

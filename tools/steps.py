@@ -1,7 +1,6 @@
 """What each idea in the kernels gives: `make steps` measures them without it, one at a time.
 
-Every variant of steps.toml is built in a copy of the tree and measured against plain streams of its
-own run; what is printed is how much longer it takes, in those units, than the kernels as they are.
+Each variant of steps.toml is measured in multiples of the plain streams of its own run.
 """
 
 import subprocess
@@ -9,22 +8,29 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import mutants
 import tomllib
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import mutants
 from rmsnorm.bench.kernels import OURS, Kernel, limit, read
 
+# Of one thread; without oneDNN, whose name alone begins with o.
 CELLS = "(forward|backward)/[^o][^/]*/(float32|bfloat16)/(512x4096|4096x4096|65536x128)/1/"
 Multiples = dict[tuple[str, str, str], float]  # of the stream, by pass, dtype, shape
 
 
 def measure(tree: Path) -> Multiples:
-    """Of one thread's kernels, as tree holds them now."""
-    subprocess.run(["ninja", "-C", "build", "rmsnorm_bench"], cwd=tree, check=True, stdout=subprocess.DEVNULL)
+    """Of the kernels that tree holds now.
+
+    Raises:
+        ValueError: their results are wrong.
+    """
+    subprocess.run(
+        ["ninja", "-C", "build", "rmsnorm_bench"], cwd=tree, check=True, stdout=subprocess.DEVNULL
+    )
     out = tree / "kernels.json"
     subprocess.run(
         [
@@ -41,6 +47,8 @@ def measure(tree: Path) -> Multiples:
     )
     cells = read(out)
     ours: list[Kernel] = [cell for cell in cells if OURS in cell.seconds]
+    if wrong := [f"{cell.shape}: {cell.wrong[OURS]}" for cell in ours if OURS in cell.wrong]:
+        raise ValueError(wrong[0])
     return {
         (cell.part, cell.dtype, str(cell.shape)): cell.seconds[OURS] / limit(cell, cells)
         for cell in ours
@@ -62,6 +70,8 @@ def main(only: Annotated[str, typer.Option(help="Steps whose name contains this.
             with mutants.broken(tree, steps[name]):
                 without = measure(tree)
             table.add_row(name, *(f"{without[cell] / whole[cell]:.2f}" for cell in whole))
+        again = measure(tree)
+        table.add_row("(nothing: noise)", *(f"{again[cell] / whole[cell]:.2f}" for cell in whole))
     Console(width=200).print(table)
 
 

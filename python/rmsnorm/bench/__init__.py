@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,12 @@ import torch
 from rich.progress import Progress
 
 from rmsnorm.bench import kernels, memory, plot, shapes, tables
-from rmsnorm.bench.harness import console, machine, name_of, progress
+from rmsnorm.bench.harness import console, cores, machine, name_of, progress
 from rmsnorm.bench.measure import BOTH, Row, every_way, expected, measure
 from rmsnorm.bench.memory import Memory
 from rmsnorm.bench.shapes import Shape
 from rmsnorm.bench.ways import Case
 
-_LARGEST = 2**24  # elements of a shape that is measured without being asked for: minutes in all
 _DTYPES = ("float32", "bfloat16")
 _MEMORY_OF = Shape(512, 4096)
 
@@ -33,7 +31,7 @@ def run(
 
     Args:
         kernels_json: what rmsnorm_bench wrote; shown and kept beside the rest.
-        only_shapes: as str(Shape); none: all of shapes.json that take seconds.
+        only_shapes: as str(Shape); none: all of shapes.json.
         only_dtypes: by name; none: float32 and bfloat16.
     """
     screen = console()
@@ -42,9 +40,7 @@ def run(
     found = kernels.read(kernels_json) if kernels_json else []
     if found:
         screen.print(kernels.table(found))
-    chosen = [Shape.parse(text) for text in only_shapes] or [
-        shape for shape in shapes.read() if shape.rows * shape.n <= _LARGEST
-    ]
+    chosen = [Shape.parse(text) for text in only_shapes] or shapes.read()
     dtypes = [getattr(torch, name) for name in only_dtypes or _DTYPES]
     with progress(screen) as bar:
         rows, kept = measure_all(chosen, dtypes, bar)
@@ -59,15 +55,16 @@ def run(
         "memory": [asdict(each) for each in kept],
     }
     (out / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
-    plot.draw(out / "bench.png", rows, found, about)
-    screen.print(f"figures: {out / 'bench.json'}; plot: {out / 'bench.png'}")
+    screen.print(f"figures: {out / 'bench.json'}")
+    if plot.draw(out / "bench.png", rows, found, about):
+        screen.print(f"plot: {out / 'bench.png'}")
 
 
 def measure_all(
     chosen: Sequence[Shape], dtypes: Sequence[torch.dtype], bar: Progress
 ) -> tuple[list[Row], list[Memory]]:
     """Every cell with one thread and with all, and the memory of each dtype."""
-    thread_counts = sorted({1, os.cpu_count() or 1})
+    thread_counts = sorted({1, cores()})
     cells = [(shape, dtype) for shape in chosen for dtype in dtypes]
     task = bar.add_task("", total=len(cells) * len(thread_counts))
     before = torch.get_num_threads()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import random
 import shlex
 import statistics
 import sys
@@ -21,19 +22,28 @@ import rmsnorm
 
 Seconds = dict[str, float]  # by candidate
 
+_SHORT = 0.01  # seconds
 _VERSIONS_OF = ("rmsnorm", "torch", "onnxruntime", "jax", "onednn")
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> Seconds:
     """The median time of each candidate, in seconds.
 
-    All run once to warm up; then they take turns, so that what slows the machine slows them alike.
+    All run once to warm up; then they take turns, so that what slows the machine slows them alike,
+    in an order that changes. A short call runs once more before it is timed: it finds the caches as
+    it leaves them itself, and no threads of another candidate that still wait for work.
     """
     for run_once in candidates.values():
         run_once()
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    order = list(candidates)
+    shuffle = random.Random(0).shuffle
     for _ in range(repeats):
-        for name, run_once in candidates.items():
+        shuffle(order)
+        for name in order:
+            run_once = candidates[name]
+            if not times[name] or times[name][-1] < _SHORT:
+                run_once()
             start = time.perf_counter()
             run_once()
             times[name].append(time.perf_counter() - start)
@@ -65,13 +75,18 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cpu_targets": rmsnorm.cpu_targets(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "caches": _caches(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "versions": _versions(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -90,6 +105,8 @@ def _caches() -> dict[str, str]:
     """Sizes of the first core's caches, by level and kind, as Linux tells them."""
     found = {}
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if not (cache / "size").exists():  # firmware need not tell
+            continue
         level, kind, size = (
             (cache / name).read_text().strip() for name in ("level", "type", "size")
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from rmsnorm.bench.harness import name_of
 from rmsnorm.bench.ways import COMPILED, WAYS, Case, compiled, passes_of
 
 
@@ -32,9 +33,8 @@ def measure(case: Case) -> list[Memory]:
     """Of our way and PyTorch's own."""
     whole = case.dy.nbytes
     ways = {**WAYS, COMPILED: compiled()}
-    dtype = str(case.dtype).removeprefix("torch.")
     return [
-        Memory(dtype, name, kept(way, case) / whole, peak(way, case) / whole)
+        Memory(name_of(case.dtype), name, kept(way, case) / whole, peak(way, case) / whole)
         for name, way in ways.items()
     ]
 

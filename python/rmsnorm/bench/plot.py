@@ -31,13 +31,13 @@ _WRONG = ", wrong"
 Points = dict[tuple[str, str], dict[str, list[tuple[int, float]]]]
 
 
-def draw(path: Path, rows: Sequence[Row], cells: Sequence[Kernel], about: dict[str, Any]) -> None:
-    """Write the plot as PNG, of all threads and contiguous shapes; nothing without matplotlib."""
+def draw(path: Path, rows: Sequence[Row], cells: Sequence[Kernel], about: dict[str, Any]) -> bool:
+    """Write the plot as PNG, of all threads and contiguous shapes; False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return
+        return False
     points = _points(rows, cells)
     whats, dtypes = ([*dict.fromkeys(key[i] for key in points)] for i in (0, 1))
     figure = Figure(
@@ -60,6 +60,7 @@ def draw(path: Path, rows: Sequence[Row], cells: Sequence[Kernel], about: dict[s
     title = f"{about['cpu']}, {about['cores']} threads · torch {about['torch']}"
     figure.suptitle(title, fontsize=9, color="#666")
     figure.savefig(path)
+    return True
 
 
 def _points(rows: Sequence[Row], cells: Sequence[Kernel]) -> Points:
@@ -91,7 +92,7 @@ def _panel(axes: Any, title: str, ways: dict[str, list[tuple[int, float]]]) -> N
         way = name.removesuffix(_WRONG)
         dashed = ":" if way != name else "--" if name == COPY else "-"
         wide = 2.2 if name == FUSED else 1.3
-        label = "plain stream" if name == COPY else name
+        label = "copy, or stream" if name == COPY else name
         axes.plot(moved, rates, dashed, color=_COLORS[way], lw=wide, marker=".", label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
