@@ -90,6 +90,28 @@ def test_a_way_whose_gradient_alone_is_wrong_is_timed_forward_only():
     assert rows[BOTH].seconds.keys() == {COPY} and rows[BOTH].missing == {"way": "wrong"}
 
 
+def test_a_backward_pass_without_its_mean_is_wrong_at_the_width_of_a_model_too():
+    def no_mean(x, gamma):
+        wide = x.float()
+        rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6).detach()
+        return (wide * rstd).type_as(x) * gamma
+
+    case = Case.of(Shape(4, 4096), torch.bfloat16)
+    rows = rows_of(case, {"way": passes_of(no_mean, case)})
+    assert rows[FORWARD].missing == {} and rows[BOTH].missing == {"way": "wrong"}
+
+
+def test_a_way_that_fails_says_why_and_our_own_may_not():
+    def fails(x, gamma):
+        raise RuntimeError("no compiler")
+
+    case = Case.of(Shape(4, 64), torch.float32)
+    rows = rows_of(case, {"way": passes_of(fails, case)})
+    assert rows[FORWARD].missing == {"way": "failed: no compiler"}
+    with pytest.raises(RuntimeError, match="no compiler"):
+        rows_of(case, {FUSED: passes_of(fails, case)})
+
+
 def test_a_way_that_is_not_there_says_why(monkeypatch):
     def absent(name):
         raise ImportError(name)
@@ -147,6 +169,12 @@ def test_the_table_shows_multiples_of_the_copy_and_small_calls_in_microseconds()
     assert "2.5" in shown(tables.calls([row])) and "wrong" in shown(tables.calls([row]))
     row.seconds = {COPY: 1e-6, FUSED: 2.5e-6}
     assert "2.5µs" in shown(tables.calls([row]))
+
+
+def test_the_command_refuses_what_is_no_shape_or_dtype():
+    for option, value in (("--shape", "16384"), ("--dtype", "float64"), ("--kernels", "absent")):
+        result = CliRunner().invoke(app, ["bench", option, value])
+        assert result.exit_code == 2 and value in result.output, result.output
 
 
 def test_the_command_writes_figures_and_a_plot(tmp_path):

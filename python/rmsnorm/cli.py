@@ -1,5 +1,6 @@
 """The command line: rmsnorm demo | bench | ops | doctor."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+class Dtype(Enum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
 
 Out = Annotated[Path, typer.Option(help="Folder for the plot and the figures.")]
 
@@ -32,17 +40,25 @@ def demo(
 def bench(
     out: Out = Path("out"),
     kernels: Annotated[
-        Path | None, typer.Option(help="What rmsnorm_bench wrote, to be shown beside.")
+        Path | None,
+        typer.Option(help="What rmsnorm_bench wrote, to be shown beside.", exists=True),
     ] = None,
     shape: Annotated[
         list[str] | None, typer.Option(help="Such as 16384x5120 or 65536x128s384; several times.")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Such as float16; several times.")] = None,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="Several times; float32 and bfloat16 if not given.")
+    ] = None,
 ) -> None:
     """Measure the operator against its peers and a copy of the same bytes."""
     from rmsnorm import bench
+    from rmsnorm.bench.shapes import Shape
 
-    bench.run(out, kernels, shape or (), dtype or ())
+    try:
+        shapes = [Shape.parse(text) for text in shape or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    bench.run(out, kernels, shapes, [each.value for each in dtype or ()])
 
 
 @app.command()

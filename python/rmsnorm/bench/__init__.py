@@ -24,14 +24,14 @@ _MEMORY_OF = Shape(512, 4096)
 def run(
     out: Path,
     kernels_json: Path | None = None,
-    only_shapes: Sequence[str] = (),
+    only_shapes: Sequence[Shape] = (),
     only_dtypes: Sequence[str] = (),
 ) -> None:
     """Measure; print tables, write bench.json and bench.png into the folder `out`.
 
     Args:
         kernels_json: what rmsnorm_bench wrote; shown and kept beside the rest.
-        only_shapes: as str(Shape); none: all of shapes.json.
+        only_shapes: none: all of shapes.json.
         only_dtypes: by name; none: float32 and bfloat16.
     """
     screen = console()
@@ -40,7 +40,7 @@ def run(
     found = kernels.read(kernels_json) if kernels_json else []
     if found:
         screen.print(kernels.table(found))
-    chosen = [Shape.parse(text) for text in only_shapes] or shapes.read()
+    chosen = only_shapes or shapes.read()
     dtypes = [getattr(torch, name) for name in only_dtypes or _DTYPES]
     with progress(screen) as bar:
         rows, kept = measure_all(chosen, dtypes, bar)

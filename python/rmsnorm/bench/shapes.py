@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,15 @@ class Shape:
 
     @staticmethod
     def parse(text: str) -> Shape:
-        """The shape that str() shows as `text`."""
-        rows, _, rest = text.partition("x")
-        n, _, row_stride = rest.partition("s")
-        return Shape(int(rows), int(n), int(row_stride or 0))
+        """The shape that str() shows as `text`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?:s([1-9]\d*))?", text)
+        if found is None:
+            raise ValueError(f"shape: {text}; expected one such as 16384x5120 or 65536x128s384")
+        return Shape(*(int(number or 0) for number in found.groups()))
 
 
 def read() -> list[Shape]:
