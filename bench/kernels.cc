@@ -93,13 +93,12 @@ constexpr Way kWays[] = {
 // What is wrong with one run of it, "" if nothing.
 std::string Wrong(const Way& way, const Call& call, const std::function<void()>& run) {
   if (way.wrong == nullptr) return "";
-  const auto& [shape, dtype, threads, operands] = call;
-  const auto forget = [&] {  // what another way wrote: NaN
-    std::memset(operands->y.get(), 0xFF, call.Bytes());
-    std::memset(operands->dgamma.get(), 0xFF, sizeof(float) * shape.n);
+  const auto forget = [&call] {  // what another way wrote: NaN
+    std::memset(call.operands->y.get(), 0xFF, call.Bytes());
+    std::memset(call.operands->dgamma.get(), 0xFF, sizeof(float) * call.shape.n);
   };
   forget();
-  std::memset(operands->rstd.get(), 0xFF, sizeof(float) * shape.rows);
+  std::memset(call.operands->rstd.get(), 0xFF, sizeof(float) * call.shape.rows);
   way.forward(call)();
   forget();
   run();
