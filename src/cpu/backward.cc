@@ -174,9 +174,9 @@ class BackwardRowsOf {
     bool usual = true;
     for (int64_t r = 0; r < rows; ++r) {
       c.of[r] /= static_cast<float>(n_);
-      // A finite c implies finite w and xhat. With such an rstd, dx holds no NaN then.
-      const float rstd = LoadElement<float>(args_.rstd, row + r);
-      usual = usual && std::isfinite(c.of[r]) && std::isfinite(rstd) && rstd != 0;
+      // A finite c implies finite w and xhat, so that dx holds no NaN: w - xhat * c may be
+      // infinite, but where rstd is 0, so is xhat, and it is w.
+      usual = usual && std::isfinite(c.of[r]);
     }
     if (sums == nullptr) {
       Gradients<Wanted<true, true, false>>(row, rows, c, end, sums);
