@@ -1,4 +1,4 @@
-// The operators as C++ calls through PyTorch's dispatcher, for code that is itself an operator.
+// The operators as C++ calls through PyTorch's dispatcher, for autograd and for rmsnorm.call.
 #ifndef RMSNORM_BINDINGS_TORCH_OPS_H_
 #define RMSNORM_BINDINGS_TORCH_OPS_H_
 
@@ -14,6 +14,7 @@ namespace rmsnorm::torch_binding {
 using at::Tensor;
 using MaybeTensor = std::optional<at::Tensor>;
 
+// Visible to the library of rmsnorm.call.
 [[gnu::visibility("default")]] std::tuple<Tensor, Tensor> RmsNorm(
     const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
     std::string_view rounding, std::optional<at::ScalarType> out_dtype);

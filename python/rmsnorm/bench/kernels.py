@@ -36,8 +36,7 @@ class Kernel:
     @property
     def bytes(self) -> int:
         """That the pass has to move."""
-        size = 4 if self.dtype == "float32" else 2
-        return STREAMS[self.part] * self.shape.rows * self.shape.n * size
+        return STREAMS[self.part] * self.shape.bytes(self.dtype)
 
 
 def read(path: Path) -> list[Kernel]:

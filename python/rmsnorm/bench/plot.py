@@ -78,8 +78,7 @@ def _points(rows: Sequence[Row], cells: Sequence[Kernel]) -> Points:
     for row in rows:
         if row.threads != threads or row.shape.row_stride:
             continue
-        size = 4 if row.dtype == "float32" else 2
-        moved = (2 if row.part == FORWARD else 5) * row.shape.rows * row.shape.n * size
+        moved = (2 if row.part == FORWARD else 5) * row.shape.bytes(row.dtype)
         for name, seconds in row.seconds.items():
             found[f"PyTorch {row.part}", row.dtype][name].append((moved, seconds))
     return found

@@ -22,6 +22,10 @@ class Shape:
         stride = f"s{self.row_stride}" if self.row_stride else ""
         return f"{self.rows}x{self.n}{stride}"
 
+    def bytes(self, dtype: str) -> int:
+        """Of x, y, dy or dx in the dtype of this name."""
+        return self.rows * self.n * (4 if dtype == "float32" else 2)
+
     @staticmethod
     def parse(text: str) -> Shape:
         """The shape that str() shows as `text`.
