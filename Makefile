@@ -6,13 +6,13 @@ DEMO ?=
 FUZZ_SECONDS ?= 0
 PRESET = $(@:test-%=%)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench \
-  tests/c_example.c tests/digests.json tests/emulated.cmake tests/sanitizers.cc \
+  tests/c_example.c tests/digests.json tests/emulated.cmake tests/executor tests/sanitizers.cc \
   -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench bench-kernels clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
-.PHONY: test-fuzz test-python fuzz steps mutants
+.PHONY: test-cuda-code test-fuzz test-python fuzz steps mutants
 .DELETE_ON_ERROR:
 
 define test-preset
@@ -32,7 +32,7 @@ build: $(BIN)/.built ## compile the library and install the Python package into 
 demo: build ## train a small LLaMA with its own norms and with ours, and check the results
 	@$(BIN)/rmsnorm demo $(DEMO)
 
-test: lint test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan
+test: lint test-cpp test-cuda-code test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan
 test: test-coverage test-fuzz test-python ## run every test, the format, lint and type checks
 
 test-cpp: build ## the C++ tests with GCC, on every instruction set of this machine
@@ -42,6 +42,10 @@ test-cpp: build ## the C++ tests with GCC, on every instruction set of this mach
 test-x86: build ## the same on x86 CPUs without AVX-512 and without fma, emulated
 	@echo "== C++ tests: emulated x86 CPUs"
 	@ctest --test-dir build --output-on-failure --parallel 2 --progress --label-regex emulated
+
+test-cuda-code: build ## what nvcc made of the kernels for GPUs: registers, spills, roundings
+	@echo "== the code for GPUs"
+	@$(BIN)/python tools/cuda_code.py
 
 test-clang: ## the same with clang, like what follows without the tests of giant sizes
 test-asan: ## the same with AddressSanitizer: memory errors, leaks
@@ -126,5 +130,6 @@ $(BIN)/.bench-requirements: bench/requirements.txt $(BIN)/.requirements
 $(BIN)/.built: $(SOURCES) $(BIN)/.requirements
 	@echo "== building the library and the Python package"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -q \
-	  -C build-dir=build -C cmake.define.RMSNORM_TESTS=ON .
+	  -C build-dir=build -C cmake.define.RMSNORM_TESTS=ON \
+	  -C cmake.define.CMAKE_CUDA_COMPILER=$$(echo $(CURDIR)/$(BIN)/../lib/python3*/site-packages/nvidia/cu*/bin/nvcc) .
 	@touch $@

@@ -9,6 +9,8 @@
 #include "cpu/float_mode.h"
 #include "cpu/forward.h"
 #include "cpu/targets.h"
+#include "cuda/load.h"
+#include "cuda/plan.h"
 #include "rmsnorm/rmsnorm.h"
 
 namespace {
@@ -19,6 +21,16 @@ thread_local rmsnorm::Message last_error;
 rmsnorm::Message& NewMessage() {
   last_error.text[0] = '\0';
   return last_error;
+}
+
+rmsnorm_status StatusOf(const rmsnorm::cuda::Refusal& refusal, rmsnorm::Message& message) {
+  if (refusal.text == nullptr) return RMSNORM_OK;
+  std::snprintf(message.text, sizeof(message.text), "cuda: %s", refusal.text);
+  return refusal.no_device ? RMSNORM_NO_DEVICE : RMSNORM_DEVICE_ERROR;
+}
+
+int64_t LeastCudaWorkspace(const rmsnorm_backward_args& args) {
+  return rmsnorm::cuda::BackwardWorkspace(args.rows, args.n, args.x.dtype);
 }
 
 }  // namespace
@@ -34,7 +46,10 @@ rmsnorm_status rmsnorm_forward(const rmsnorm_forward_args* args, const rmsnorm_r
 rmsnorm_status rmsnorm_backward(const rmsnorm_backward_args* args, const rmsnorm_runner* runner) {
   rmsnorm::Message& message = NewMessage();
   const rmsnorm::cpu::FloatMode mode;
-  if (!Validate(args, message) || !Validate(runner, message)) return RMSNORM_INVALID_ARGUMENT;
+  if (!Validate(args, rmsnorm::cpu::LeastBackwardWorkspace, message) ||
+      !Validate(runner, message)) {
+    return RMSNORM_INVALID_ARGUMENT;
+  }
   rmsnorm::cpu::Backward(*args, runner);
   return RMSNORM_OK;
 }
@@ -43,6 +58,28 @@ size_t rmsnorm_backward_workspace(int64_t rows, int64_t n, const rmsnorm_runner*
   rmsnorm::Message ignored;  // the call that the workspace is for will say what is wrong
   if (!rmsnorm::ValidateCounts(rows, n, ignored) || !Validate(runner, ignored)) return 0;
   return static_cast<size_t>(rmsnorm::cpu::BackwardWorkspace(rows, n, runner));
+}
+
+rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_args* args, void* stream) {
+  rmsnorm::Message& message = NewMessage();
+  if (!Validate(args, message)) return RMSNORM_INVALID_ARGUMENT;
+  const rmsnorm::cuda::Launches* launches = rmsnorm::cuda::Load(message);
+  if (launches == nullptr) return RMSNORM_NO_DEVICE;
+  return StatusOf(launches->forward(*args, stream), message);
+}
+
+rmsnorm_status rmsnorm_cuda_backward(const rmsnorm_backward_args* args, void* stream) {
+  rmsnorm::Message& message = NewMessage();
+  if (!Validate(args, LeastCudaWorkspace, message)) return RMSNORM_INVALID_ARGUMENT;
+  const rmsnorm::cuda::Launches* launches = rmsnorm::cuda::Load(message);
+  if (launches == nullptr) return RMSNORM_NO_DEVICE;
+  return StatusOf(launches->backward(*args, stream), message);
+}
+
+size_t rmsnorm_cuda_backward_workspace(int64_t rows, int64_t n, rmsnorm_dtype x) {
+  rmsnorm::Message ignored;  // the call that the workspace is for will say what is wrong
+  if (!rmsnorm::ValidateCounts(rows, n, ignored) || !rmsnorm::IsDtype(x)) return 0;
+  return static_cast<size_t>(rmsnorm::cuda::BackwardWorkspace(rows, n, x));
 }
 
 rmsnorm_status rmsnorm_split_shape(const int64_t* x_shape, int64_t x_dims,

@@ -1,4 +1,5 @@
-// torch.ops.rmsnorm: schemas from core/ops.h, and the CPU's kernels through the C interface.
+// torch.ops.rmsnorm: schemas from core/ops.h, and the kernels of each device through the C
+// interface.
 #include "ops.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "core/ops.h"
+#include "devices.h"
 #include "tensors.h"
 
 namespace rmsnorm::torch_binding {
@@ -73,9 +75,12 @@ rmsnorm_forward_args ForwardArgs(const Shape& shape, const Rows& x, const Column
   return args;
 }
 
-std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                                      double gamma_offset, std::string_view rounding,
-                                      std::optional<at::ScalarType> out_dtype) {
+template <class Device>
+std::tuple<Tensor, Tensor> RmsNormOn(const Tensor& x, const MaybeTensor& gamma, double epsilon,
+                                     double gamma_offset, std::string_view rounding,
+                                     std::optional<at::ScalarType> out_dtype) {
+  CheckDevice("gamma", gamma, x);
+  const Device device(x);
   const Shape shape = ShapeOf(x, gamma);
   const Rows rows = RowsOf("x", x, shape);
   const Column column = ColumnOf(gamma);
@@ -84,17 +89,20 @@ std::tuple<Tensor, Tensor> RmsNormCpu(const Tensor& x, const MaybeTensor& gamma,
   const bool accepted = y_type == x.scalar_type() || y_type == RealType(x);
   TORCH_CHECK_VALUE(accepted, "out_dtype: ", y_type, "; expected ", kOutDtype.accepted);
   args.y = {nullptr, shape.n, DtypeOf("out_dtype", y_type)};
-  Tensor y = Fresh(x.sizes(), y_type);
-  Tensor rstd = Fresh(RstdSizes(x, shape.axes), RealType(x));
+  Tensor y = device.Fresh(x.sizes(), y_type);
+  Tensor rstd = device.Fresh(RstdSizes(x, shape.axes), RealType(x));
   args.y.data = y.data_ptr();
   args.rstd = rstd.data_ptr();
-  const rmsnorm_runner runner = Runner();
-  RaiseUnlessOk(rmsnorm_forward(&args, &runner));
+  RaiseUnlessOk(device.Forward(args));
   return {y, rstd};
 }
 
-void RmsNormOutCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
-                   std::string_view rounding, Tensor& out) {
+template <class Device>
+void RmsNormOutOn(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
+                  std::string_view rounding, Tensor& out) {
+  CheckDevice("gamma", gamma, x);
+  CheckDevice("out", out, x);
+  const Device device(x);
   TORCH_CHECK_VALUE(out.sizes() == x.sizes(), "out: shape ", out.sizes(), "; expected x's ",
                     x.sizes());
   const Shape shape = ShapeOf(x, gamma);
@@ -111,8 +119,7 @@ void RmsNormOutCpu(const Tensor& x, const MaybeTensor& gamma, double epsilon, do
   TORCH_CHECK_VALUE(
       !gamma || (y.held.is_same(out) && column.held.is_same(*gamma)) || !MayOverlap(out, *gamma),
       "out: overlaps gamma; expected memory of its own");
-  const rmsnorm_runner runner = Runner();
-  RaiseUnlessOk(rmsnorm_forward(&args, &runner), /*y_is=*/"out");
+  RaiseUnlessOk(device.Forward(args), /*y_is=*/"out");
   if (!y.held.is_same(out)) out.copy_(y.held);
 }
 
@@ -125,9 +132,14 @@ void RmsNormOutNegative(const Tensor& x, const MaybeTensor& gamma, double epsilo
   if (out.is_neg()) y.neg_();
 }
 
-std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
-                                              const MaybeTensor& gamma, const Tensor& rstd,
-                                              double gamma_offset, std::array<bool, 2> wanted) {
+template <class Device>
+std::tuple<Tensor, Tensor> RmsNormBackwardOn(const Tensor& dy, const Tensor& x,
+                                             const MaybeTensor& gamma, const Tensor& rstd,
+                                             double gamma_offset, std::array<bool, 2> wanted) {
+  CheckDevice("dy", dy, x);
+  CheckDevice("gamma", gamma, x);
+  CheckDevice("rstd", rstd, x);
+  const Device device(x);
   const Shape shape = ShapeOf(x, gamma);
   TORCH_CHECK_VALUE(dy.sizes() == x.sizes(), "dy: shape ", dy.sizes(), "; expected x's ",
                     x.sizes());
@@ -147,20 +159,19 @@ std::tuple<Tensor, Tensor> RmsNormBackwardCpu(const Tensor& dy, const Tensor& x,
   args.gamma = column.vector;
   args.rstd = rstd_packed.const_data_ptr();
   args.gamma_offset = gamma_offset;
-  const rmsnorm_runner runner = Runner();
   constexpr std::array<int64_t, 1> none = {0};
-  Tensor dx = Fresh(wanted[0] ? x.sizes() : at::IntArrayRef(none), x.scalar_type());
-  Tensor dgamma =
-      Fresh(wanted[1] ? x.sizes().slice(x.dim() - shape.axes) : at::IntArrayRef(none), RealType(x));
+  Tensor dx = device.Fresh(wanted[0] ? x.sizes() : at::IntArrayRef(none), x.scalar_type());
+  Tensor dgamma = device.Fresh(
+      wanted[1] ? x.sizes().slice(x.dim() - shape.axes) : at::IntArrayRef(none), RealType(x));
   Tensor workspace;
   if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, x_rows.matrix.dtype};
   if (wanted[1]) {
     args.dgamma = dgamma.data_ptr();
-    args.workspace_size = rmsnorm_backward_workspace(shape.rows, shape.n, &runner);
-    workspace = Fresh({static_cast<int64_t>(args.workspace_size)}, at::kByte);
+    args.workspace_size = device.Workspace(shape.rows, shape.n, x_rows.matrix.dtype);
+    workspace = device.Fresh({static_cast<int64_t>(args.workspace_size)}, at::kByte);
     args.workspace = workspace.data_ptr();
   }
-  RaiseUnlessOk(rmsnorm_backward(&args, &runner));
+  RaiseUnlessOk(device.Backward(args));
   return {dx, dgamma};
 }
 
@@ -197,11 +208,15 @@ TORCH_LIBRARY(rmsnorm, m) {
   m.def(OutSchema().c_str(), {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(rmsnorm, CPU, m) {
-  m.impl("rms_norm", RmsNormCpu);
-  m.impl("rms_norm_out", RmsNormOutCpu);
-  m.impl("rms_norm_backward", RmsNormBackwardCpu);
+template <class Device>
+void Implement(torch::Library& m) {
+  m.impl("rms_norm", RmsNormOn<Device>);
+  m.impl("rms_norm_out", RmsNormOutOn<Device>);
+  m.impl("rms_norm_backward", RmsNormBackwardOn<Device>);
 }
+
+TORCH_LIBRARY_IMPL(rmsnorm, CPU, m) { Implement<Cpu>(m); }
+TORCH_LIBRARY_IMPL(rmsnorm, CUDA, m) { Implement<Cuda>(m); }
 
 TORCH_LIBRARY_IMPL(rmsnorm, Negative, m) { m.impl("rms_norm_out", RmsNormOutNegative); }
 

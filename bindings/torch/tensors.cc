@@ -1,9 +1,5 @@
 #include "tensors.h"
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
-#include <sys/mman.h>
-
 #include <string>
 
 #include "core/ops.h"
@@ -30,18 +26,19 @@ std::optional<int64_t> RowStride(const at::Tensor& tensor, const Shape& shape) {
   return row_stride.value_or(shape.n);
 }
 
-void RunInParallel(void*, int64_t count, rmsnorm_task task, void* data) {
-  at::parallel_for(0, count, /*grain_size=*/1,
-                   [&](int64_t begin, int64_t end) { task(data, begin, end); });
-}
-
 }  // namespace
 
 void RaiseUnlessOk(rmsnorm_status status, const char* y_is) {
   if (status == RMSNORM_OK) return;
   std::string message = rmsnorm_last_error();
   if (message.starts_with("y:")) message.replace(0, 1, y_is);
-  TORCH_CHECK_VALUE(false, message);
+  TORCH_CHECK_VALUE(status != RMSNORM_INVALID_ARGUMENT, message);
+  TORCH_CHECK(false, message);
+}
+
+void CheckDevice(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(!tensor || tensor->device() == x.device(), name, ": device ", tensor->device(),
+                    "; expected x's, ", x.device());
 }
 
 rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type) {
@@ -111,26 +108,6 @@ Column ColumnOf(const std::optional<at::Tensor>& gamma) {
   const rmsnorm_dtype dtype = DtypeOf("gamma", gamma->scalar_type());
   const at::Tensor packed = gamma->contiguous();
   return {packed, {packed.const_data_ptr(), dtype}};
-}
-
-at::Tensor Fresh(at::IntArrayRef sizes, at::ScalarType type) {
-  at::Tensor tensor = at::detail::empty_cpu(sizes, type);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHugePage = 2 << 20;
-  if (tensor.nbytes() >= 2 * kHugePage) {  // so that a whole one lies inside
-    const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-    const uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t end = (data + tensor.nbytes()) / kHugePage * kHugePage;
-    // Advice only: where it is refused, the memory is what it was.
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
-#endif
-  return tensor;
-}
-
-rmsnorm_runner Runner() {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return {sizeof(rmsnorm_runner), threads, nullptr, RunInParallel};
 }
 
 }  // namespace rmsnorm::torch_binding

@@ -1,4 +1,4 @@
-// PyTorch's tensors as the C interface's rows, and PyTorch's threads as its runner.
+// PyTorch's tensors as the C interface's rows.
 #ifndef RMSNORM_BINDINGS_TORCH_TENSORS_H_
 #define RMSNORM_BINDINGS_TORCH_TENSORS_H_
 
@@ -11,9 +11,12 @@
 
 namespace rmsnorm::torch_binding {
 
-// Raises ValueError with the C interface's message, unless status is RMSNORM_OK. y_is: what the
-// caller knows as y.
+// Raises the C interface's message unless status is RMSNORM_OK: ValueError for a bad argument,
+// RuntimeError for a device that can't do it. y_is: what the caller knows as y.
 void RaiseUnlessOk(rmsnorm_status status, const char* y_is = "y");
+
+// Raises ValueError unless tensor, where it is given, is on x's device.
+void CheckDevice(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& x);
 
 rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type);
 
@@ -52,14 +55,6 @@ struct Column {
   rmsnorm_vector vector;
 };
 Column ColumnOf(const std::optional<at::Tensor>& gamma);
-
-// An output on the CPU, past the dispatcher, which has no more to say inside a kernel. From 4 MB on
-// Linux is asked for huge pages: touching fresh memory 4 KB at a time takes longer than the
-// operator.
-at::Tensor Fresh(at::IntArrayRef sizes, at::ScalarType type);
-
-// PyTorch's intra-op threads, or the calling thread alone inside a parallel region of theirs.
-rmsnorm_runner Runner();
 
 }  // namespace rmsnorm::torch_binding
 

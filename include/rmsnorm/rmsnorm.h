@@ -20,7 +20,13 @@ extern "C" {
 #endif
 
 typedef int32_t rmsnorm_status;
-enum { RMSNORM_OK = 0, RMSNORM_INVALID_ARGUMENT = 1, RMSNORM_BROKEN_ARITHMETIC = 2 };
+enum {
+  RMSNORM_OK = 0,
+  RMSNORM_INVALID_ARGUMENT = 1,
+  RMSNORM_BROKEN_ARITHMETIC = 2,
+  RMSNORM_NO_DEVICE = 3,    // no GPU, no driver, or no code for the GPU in this build
+  RMSNORM_DEVICE_ERROR = 4  // CUDA refused a launch
+};
 
 typedef int32_t rmsnorm_dtype;
 enum {
@@ -115,6 +121,23 @@ RMSNORM_API rmsnorm_status rmsnorm_backward(const rmsnorm_backward_args* args,
 // gives the same bits.
 RMSNORM_API size_t rmsnorm_backward_workspace(int64_t rows, int64_t n,
                                               const rmsnorm_runner* runner);
+
+// The same operators on a GPU of NVIDIA's, with the same bits: all data in memory that the calling
+// thread's current device can read and write. They check the arguments, queue the work on `stream`
+// (a cudaStream_t; NULL: the default stream) of that device and return; they allocate nothing and
+// wait for nothing, so that a CUDA graph can capture them. Data that isn't aligned to 16 bytes, or
+// rows whose strides aren't, take longer.
+// Bits: the same on every GPU, and as on a CPU.
+// Cost: as above; rows too long for a multiprocessor's memory (or for those of a cluster) are read
+// twice.
+// Errors: RMSNORM_INVALID_ARGUMENT; RMSNORM_NO_DEVICE, and the message says what is missing;
+// RMSNORM_DEVICE_ERROR, with CUDA's own words.
+RMSNORM_API rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_args* args, void* stream);
+RMSNORM_API rmsnorm_status rmsnorm_cuda_backward(const rmsnorm_backward_args* args, void* stream);
+
+// Bytes of workspace that rmsnorm_cuda_backward needs for dgamma, whatever the GPU; 0 for arguments
+// that it would refuse.
+RMSNORM_API size_t rmsnorm_cuda_backward_workspace(int64_t rows, int64_t n, rmsnorm_dtype x);
 
 // Splits x's shape into rows and n: gamma's shape must equal x's last gamma_dims sizes exactly.
 // gamma_shape == NULL: n is x's last gamma_dims sizes. Errors: a message that shows both shapes.

@@ -114,9 +114,11 @@ def differences(found: dict[str, dict[str, str]]) -> list[str]:
     ]
 
 
-def run_core(call: Call) -> tuple[bytes, ...]:
-    """Through the C interface, on the CPU target in use."""
+def run_core(call: Call, cuda: bool = False) -> tuple[bytes, ...]:
+    """Through the C interface, on the CPU target in use, or on a GPU that shares its memory."""
     core, types = library.core(), call.types
+    forward = core.rmsnorm_cuda_forward if cuda else core.rmsnorm_forward
+    backward = core.rmsnorm_cuda_backward if cuda else core.rmsnorm_backward
     size = call.rows * call.n
     y, dx = (bytearray(_size(dtype) * size) for dtype in (types.y, types.x))
     rstd, dgamma = bytearray(4 * call.rows), bytearray(4 * call.n)
@@ -128,7 +130,7 @@ def run_core(call: Call) -> tuple[bytes, ...]:
     args.rstd = _address(rstd)
     args.epsilon, args.gamma_offset = call.epsilon, types.gamma_offset
     args.rounding = library.ROUNDINGS[types.rounding]
-    library.check(core.rmsnorm_forward(args, None))
+    library.check(forward(args, None))
 
     back = library.BackwardArgs(ctypes.sizeof(library.BackwardArgs), call.rows, call.n)
     back.dy = _matrix(call.dy, call.row_stride, types.y)
@@ -136,33 +138,38 @@ def run_core(call: Call) -> tuple[bytes, ...]:
     back.dx = _matrix(dx, call.n, types.x)
     back.dgamma = _address(dgamma)
     back.gamma_offset = types.gamma_offset
-    back.workspace_size = core.rmsnorm_backward_workspace(call.rows, call.n, None)
+    back.workspace_size = (
+        core.rmsnorm_cuda_backward_workspace(call.rows, call.n, back.x.dtype)
+        if cuda
+        else core.rmsnorm_backward_workspace(call.rows, call.n, None)
+    )
     workspace = bytearray(back.workspace_size + 64)
     back.workspace = -(-_address(workspace) // 64) * 64
-    library.check(core.rmsnorm_backward(back, None))
+    library.check(backward(back, None))
     return bytes(y), bytes(rstd), bytes(dx), bytes(dgamma)
 
 
-def run_torch(call: Call) -> tuple[bytes, ...]:
-    """Through the PyTorch operators, on the CPU."""
+def run_torch(call: Call, device: str = "cpu") -> tuple[bytes, ...]:
+    """Through the PyTorch operators."""
     import torch
 
     types = call.types
 
     def matrix(data: bytes, dtype: str) -> torch.Tensor:
-        flat = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype))
+        flat = torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).to(device)
         return flat.as_strided((call.rows, call.n), (call.row_stride, 1))
 
     x, dy = matrix(call.x, types.x), matrix(call.dy, types.y)
     gamma = None
     if call.gamma is not None and types.gamma is not None:
-        gamma = torch.frombuffer(bytearray(call.gamma), dtype=getattr(torch, types.gamma))[: call.n]
+        flat = torch.frombuffer(bytearray(call.gamma), dtype=getattr(torch, types.gamma))
+        gamma = flat[: call.n].to(device)
     ops, out_dtype = torch.ops.rmsnorm, getattr(torch, types.y)
     y, rstd = ops.rms_norm(
         x, gamma, call.epsilon, types.gamma_offset, types.rounding, out_dtype=out_dtype
     )
     dx, dgamma = ops.rms_norm_backward(dy, x, gamma, rstd, types.gamma_offset)
-    return tuple(t.view(torch.uint8).numpy().tobytes() for t in (y, rstd, dx, dgamma))
+    return tuple(t.view(torch.uint8).cpu().numpy().tobytes() for t in (y, rstd, dx, dgamma))
 
 
 def _address(buffer: bytes | bytearray) -> int:

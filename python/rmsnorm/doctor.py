@@ -4,6 +4,7 @@ What cannot be loaded is reported with the reason. `python -m rmsnorm.doctor` pr
 the standard library only.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -91,6 +92,7 @@ def _library(problems: list[str]) -> dict[str, Any]:
             facts["arithmetic"][target] = str(error)
         facts["digests"][target] = _digests(target, digests.run_core, problems)
     library.use_cpu_target(None)
+    facts["cuda"] = library.why_no_cuda() or "ready"
     return facts
 
 
@@ -118,7 +120,14 @@ def _pytorch(problems: list[str]) -> dict[str, Any]:
         problems.append(f"pytorch: the operators could not be loaded: {error}")
         return facts | {"operators": f"not loaded: {error}"}
     facts["operators"] = "loaded"
-    facts["digests"] = {"cpu": _digests("pytorch cpu", digests.run_torch, problems)}
+    facts["digests"] = {}
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        run = functools.partial(digests.run_torch, device=device)
+        try:
+            facts["digests"][device] = _digests(f"pytorch {device}", run, problems)
+        except RuntimeError as error:  # from a GPU
+            problems.append(f"pytorch {device}: {error}")
+            facts["digests"][device] = str(error)
     return facts
 
 

@@ -66,6 +66,10 @@ def core() -> ctypes.CDLL:
     library.rmsnorm_backward.argtypes = (ctypes.POINTER(BackwardArgs), c_void_p)
     library.rmsnorm_backward_workspace.argtypes = (c_int64, c_int64, c_void_p)
     library.rmsnorm_backward_workspace.restype = c_size_t
+    library.rmsnorm_cuda_forward.argtypes = (ctypes.POINTER(ForwardArgs), c_void_p)
+    library.rmsnorm_cuda_backward.argtypes = (ctypes.POINTER(BackwardArgs), c_void_p)
+    library.rmsnorm_cuda_backward_workspace.argtypes = (c_int64, c_int64, c_int32)
+    library.rmsnorm_cuda_backward_workspace.restype = c_size_t
     return library
 
 
@@ -102,6 +106,21 @@ def use_cpu_target(name: str | None) -> None:
         ValueError: name is not one of cpu_targets().
     """
     check(core().rmsnorm_use_cpu_target(None if name is None else name.encode()))
+
+
+def has_cuda_code() -> bool:
+    """Whether this build can run on NVIDIA's GPUs, where there is one."""
+    return (FOLDER / "librmsnorm_cuda.so").exists()
+
+
+def why_no_cuda() -> str | None:
+    """What a call for the current GPU lacks here: code for it, a driver, a GPU. None: nothing."""
+    no_rows = ForwardArgs(ctypes.sizeof(ForwardArgs), 0, 1)
+    no_rows.x.dtype = no_rows.y.dtype = DTYPES["float32"]
+    no_rows.rounding = ROUNDINGS["once"]
+    if core().rmsnorm_cuda_forward(no_rows, None) == 0:
+        return None
+    return core().rmsnorm_last_error().decode()
 
 
 def check_arithmetic() -> None:

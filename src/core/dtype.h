@@ -107,6 +107,10 @@ decltype(auto) VisitDtype(rmsnorm_dtype dtype, F&& f) {
   }
 }
 
+constexpr bool IsDtype(rmsnorm_dtype dtype) {
+  return dtype >= RMSNORM_FLOAT32 && dtype <= RMSNORM_FLOAT64;
+}
+
 constexpr int64_t SizeOf(rmsnorm_dtype dtype) {
   switch (dtype) {
     case RMSNORM_FLOAT64:

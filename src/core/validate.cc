@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <span>
 
-#include "core/columns.h"
 #include "core/dtype.h"
 #include "core/ops.h"
 
@@ -202,9 +201,8 @@ bool CheckApart(std::span<const Region> writes, std::span<const Region> reads, c
   return true;
 }
 
-bool CheckWorkspace(const rmsnorm_backward_args& a, Message& message) {
+bool CheckWorkspace(const rmsnorm_backward_args& a, int64_t least, Message& message) {
   if (a.dgamma == nullptr) return true;
-  const int64_t least = CutColumns(a.rows, a.n, /*max_blocks=*/1, kMaxBytes).bytes;
   if (a.workspace_size < static_cast<uint64_t>(least)) {
     return Reject(message, "workspace_size: %zu; expected >= %lld", a.workspace_size,
                   static_cast<long long>(least));
@@ -265,7 +263,8 @@ bool Validate(const rmsnorm_forward_args* args, Message& message) {
   return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), writes[0].name, message);
 }
 
-bool Validate(const rmsnorm_backward_args* args, Message& message) {
+bool Validate(const rmsnorm_backward_args* args, LeastWorkspace least_workspace,
+              Message& message) {
   if (!CheckArgs(args, args ? args->size : 0, sizeof(rmsnorm_backward_args), message)) return false;
   const rmsnorm_backward_args& a = *args;
   const TensorSpec& dy = kRmsNormBackward.inputs[0];
@@ -280,7 +279,7 @@ bool Validate(const rmsnorm_backward_args* args, Message& message) {
     return false;
   }
   if (a.rstd == nullptr && a.rows > 0) return Reject(message, "rstd: null; expected [rows]");
-  if (!CheckWorkspace(a, message)) return false;
+  if (!CheckWorkspace(a, least_workspace(a), message)) return false;
   const int64_t real = SizeOf(RealOf(a.x.dtype));
   const Region writes[] = {
       MatrixRegion(dx, a.dx, a.rows, a.n), VectorRegion("dgamma", a.dgamma, real * a.n),

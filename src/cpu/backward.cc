@@ -299,6 +299,10 @@ int64_t BackwardWorkspace(int64_t rows, int64_t n, const rmsnorm_runner* runner)
   return CutColumns(rows, n, BlocksFor(runner), INT64_MAX).bytes;
 }
 
+int64_t LeastBackwardWorkspace(const rmsnorm_backward_args& args) {
+  return CutColumns(args.rows, args.n, /*max_blocks=*/1, INT64_MAX).bytes;
+}
+
 void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
   if (args.dx.data == nullptr && args.dgamma == nullptr) return;
   if (args.x.dtype == RMSNORM_FLOAT64) return BackwardReference(args);

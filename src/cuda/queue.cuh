@@ -1,0 +1,88 @@
+// Queues kernels on a stream of the calling thread's device.
+#ifndef RMSNORM_CUDA_QUEUE_CUH_
+#define RMSNORM_CUDA_QUEUE_CUH_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <limits>
+
+#include "cuda/launch.h"
+#include "cuda/plan.h"
+#include "cuda/row.cuh"
+
+namespace rmsnorm::cuda {
+
+// The blocks and threads of a kernel; those of one cluster stand side by side.
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int cluster = 1;
+  int64_t shared_bytes = 0;  // of a block
+};
+
+class Queue {
+ public:
+  explicit Queue(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {
+    Check(cudaGetDevice(&device_));
+  }
+
+  // Blocks of a cluster that a kernel may have: 1 where the GPU has none.
+  int MaxCluster() { return Attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? kMaxBlocks : 1; }
+  int64_t SharedBytes() { return Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+  // Nothing is queued after a refusal.
+  template <class... Params, class... Args>
+  void Launch(void (*kernel)(Params...), const Grid& grid, const Args&... args) {
+    if (refusal_.text != nullptr || grid.blocks == 0) return;
+    if (grid.blocks > std::numeric_limits<int32_t>::max()) {
+      refusal_.text = "more blocks than a grid holds";
+      return;
+    }
+    constexpr int64_t kUsualBytes = 48 << 10;
+    if (grid.shared_bytes > kUsualBytes) {
+      Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared_bytes)));
+    }
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
+    config.stream = stream_;
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1 ? 1 : 0;
+    if (refusal_.text == nullptr) Check(cudaLaunchKernelEx(&config, kernel, args...));
+  }
+
+  Refusal refusal() const { return refusal_; }
+
+ private:
+  int Attribute(cudaDeviceAttr attribute) {
+    int value = 0;
+    Check(cudaDeviceGetAttribute(&value, attribute, device_));
+    return value;
+  }
+
+  void Check(cudaError_t error) {
+    if (error == cudaSuccess || refusal_.text != nullptr) return;
+    refusal_ = {error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver ||
+                    error == cudaErrorNoKernelImageForDevice,
+                cudaGetErrorString(error)};
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+      refusal_.text = "no driver for NVIDIA's GPUs is installed";
+    }
+    cudaGetLastError();  // the error is told here, and not again by a later call of the program's
+  }
+
+  cudaStream_t stream_;
+  int device_ = 0;
+  Refusal refusal_;
+};
+
+}  // namespace rmsnorm::cuda
+
+#endif  // RMSNORM_CUDA_QUEUE_CUH_
