@@ -44,6 +44,29 @@ TEST(CApi, NoRowsAreNoError) {
   EXPECT_EQ(rmsnorm_forward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
 }
 
+// Beside this program lies no librmsnorm_cuda.
+TEST(CApi, ACallForAGpuSaysThatThereIsNoCodeForIt) {
+  testing::Operands call({.rows = 1, .n = 4});
+  const rmsnorm_forward_args forward = call.Forward();
+  EXPECT_EQ(rmsnorm_cuda_forward(&forward, nullptr), RMSNORM_NO_DEVICE);
+  const std::string message = rmsnorm_last_error();
+  EXPECT_EQ(message.find("cuda: no code for GPUs: "), 0u) << message;
+  EXPECT_NE(message.find("librmsnorm_cuda.so"), std::string::npos) << message;
+  const rmsnorm_backward_args backward = call.Backward();
+  EXPECT_EQ(rmsnorm_cuda_backward(&backward, nullptr), RMSNORM_NO_DEVICE);
+  EXPECT_EQ(message, rmsnorm_last_error());
+}
+
+TEST(CApi, ACallForAGpuIsCheckedAsAnyOther) {
+  EXPECT_EQ(rmsnorm_cuda_forward(nullptr, nullptr), RMSNORM_INVALID_ARGUMENT);
+  EXPECT_STREQ(rmsnorm_last_error(), "args: null; expected a pointer");
+  testing::Operands call({.rows = 100, .n = 4});
+  rmsnorm_backward_args backward = call.Backward();
+  backward.workspace_size = rmsnorm_cuda_backward_workspace(100, 4, RMSNORM_FLOAT32) - 1;
+  EXPECT_EQ(rmsnorm_cuda_backward(&backward, nullptr), RMSNORM_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(rmsnorm_last_error()).find("workspace_size: "), 0u) << rmsnorm_last_error();
+}
+
 TEST(CppApi, NormalizesAndGivesGradients) {
   const std::vector<float> x = {3, 4, 6, 8}, gamma = {1, 2}, dy = {1, 0, 0, 1};
   std::vector<float> y(4), rstd(2), dx(4), dgamma(2);

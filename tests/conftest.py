@@ -11,6 +11,18 @@ import rmsnorm
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> Iterator[str]:
+    """Where a test makes its tensors: on every device that is here, one after another."""
+    if request.param != "cpu":
+        torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
+
+
 @pytest.fixture(autouse=True)
 def _settings_are_put_back() -> Iterator[None]:
     threads = torch.get_num_threads()

@@ -6,6 +6,8 @@ import torch
 import rmsnorm
 from operands import DTYPES, dtype_pairs, formula, same_bits
 
+pytestmark = pytest.mark.usefixtures("device")
+
 # Units in the last place of one rounding to each dtype, as a relative error.
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 

@@ -7,6 +7,8 @@ from torch import Tensor
 import rmsnorm
 from operands import DTYPES, same_bits
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def transposed(shape: list[int], dtype: torch.dtype) -> Tensor:
     """The two last axes are swapped in memory."""

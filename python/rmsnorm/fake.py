@@ -52,6 +52,7 @@ def _rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     axes = _check(x, gamma, dy=dy)
     _expect(dy.dtype in (x.dtype, _real(x)), f"dy: dtype {dy.dtype}; expected x's or float32")
+    _expect_device("rstd", rstd, x)
     _expect(rstd.dtype == _real(x), f"rstd: dtype {rstd.dtype}; expected {_real(x)}")
     dx = x.new_empty(x.shape if wanted[0] else [0])
     dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=_real(x))
@@ -66,7 +67,7 @@ def _check(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
         _expect(
             tensor.shape == x.shape, f"{name}: shape {list(tensor.shape)}; expected {list(x.shape)}"
         )
-        _expect(tensor.device == x.device, f"{name}: device {tensor.device}; expected {x.device}")
+        _expect_device(name, tensor, x)
     if gamma is None:
         return 1
     wide = torch.float64 in (x.dtype, gamma.dtype)
@@ -74,13 +75,17 @@ def _check(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
         gamma.dtype == x.dtype if wide else gamma.dtype in _DTYPES,
         f"gamma: dtype {gamma.dtype}; expected {_ACCEPTED}, and x is {x.dtype}",
     )
-    _expect(gamma.device == x.device, f"gamma: device {gamma.device}; expected x's, {x.device}")
+    _expect_device("gamma", gamma, x)
     tail = list(x.shape[max(x.dim() - gamma.dim(), 0) :])
     _expect(
         gamma.dim() > 0 and list(gamma.shape) == tail,
         f"gamma: shape {list(gamma.shape)} is not the tail of x's {list(x.shape)}",
     )
     return gamma.dim()
+
+
+def _expect_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    _expect(tensor.device == x.device, f"{name}: device {tensor.device}; expected x's, {x.device}")
 
 
 def _real(x: Tensor) -> torch.dtype:

@@ -1,5 +1,5 @@
-"""The digests of the kernels for GPUs on the executor: those of the CPU, on every GPU it plays and in
-any order of blocks and threads. Takes the folder of the executor's librmsnorm_cuda.so."""
+"""The digests of the kernels for GPUs, on each that the executor plays and in several orders of
+blocks and threads: those of the CPU. Takes the folder of the executor's librmsnorm_cuda.so."""
 
 import ctypes
 import functools
