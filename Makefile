@@ -4,6 +4,7 @@ BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DEMO ?=
 FUZZ_SECONDS ?= 0
+GPU_PYTHON ?= 3.12
 PRESET = $(@:test-%=%)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench \
   tests/c_example.c tests/digests.json tests/emulated.cmake tests/executor tests/sanitizers.cc \
@@ -12,7 +13,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench bench-kernels clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
-.PHONY: test-cuda-code test-fuzz test-python fuzz steps mutants
+.PHONY: gpu-bundle gpu-check test-cuda-code test-fuzz test-python fuzz steps mutants
 .DELETE_ON_ERROR:
 
 define test-preset
@@ -101,6 +102,12 @@ steps: build ## what each idea in the kernels gives: measure them without it, on
 
 mutants: $(BIN)/.requirements ## break the source on purpose: which test notices? (an hour)
 	@$(BIN)/python tools/mutants.py
+
+gpu-bundle: $(BIN)/.requirements ## what gpu-check needs on a machine without a network; GPU_PYTHON there
+	@tools/gpu_bundle.sh build/gpu-bundle $(GPU_PYTHON)
+
+gpu-check: ## on a machine with a GPU: build, all tests there, sanitizer, benchmark; 9 minutes
+	@tools/gpu_check.sh
 
 clean: ## remove what was built; .venv stays
 	rm -rf build out $(BIN)/.built
