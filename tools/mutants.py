@@ -22,6 +22,9 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 900  # seconds that the tests may take; without a mutant it is about one minute
 
+GPU_TESTS = "tests/executor/rmsnorm_cuda_tests"
+PROGRAMS = ("rmsnorm_tests", GPU_TESTS)  # a change in src/cuda is tested by the second alone
+
 Edit = dict[str, str]  # file, replace, by
 
 
@@ -57,21 +60,21 @@ def broken(tree: Path, edits: list[Edit]) -> Iterator[None]:
 
 
 def build(tree: Path) -> None:
-    """Builds rmsnorm_tests in tree/build.
+    """Builds the programs of tests in tree/build.
 
     Raises:
         ValueError: it doesn't compile.
     """
-    command = ["ninja", "-C", "build", "rmsnorm_tests"]
+    command = ["ninja", "-C", "build", *(Path(program).name for program in PROGRAMS)]
     result = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     if result.returncode != 0:
         errors = re.findall(r"^.*error:.*$", result.stdout, re.MULTILINE)
         raise ValueError(f"does not build: {errors[0] if errors else result.stdout[-500:]}")
 
 
-def first_failure(tree: Path) -> str | None:
-    """The first test that fails, crashes or hangs; None: all pass."""
-    command = ["build/rmsnorm_tests", "--gtest_fail_fast", "--gtest_filter=-*Giant*"]
+def first_failure(tree: Path, program: str) -> str | None:
+    """The first test of a program that fails, crashes or hangs; None: all pass."""
+    command = [f"build/{program}", "--gtest_fail_fast", "--gtest_filter=-*Giant*"]
     try:
         result = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -83,12 +86,21 @@ def first_failure(tree: Path) -> str | None:
     return failed[1] if failed else f"{started[-1] if started else 'the start'} (crash)"
 
 
+def _is_of_gpus(edit: Edit) -> bool:
+    return edit["file"].startswith("src/cuda/")
+
+
 def verdict(tree: Path, edits: list[Edit]) -> tuple[bool, str]:
     """Whether a mutant is caught, and by what."""
+    test = None
     try:
         with broken(tree, edits):
             build(tree)
-            test = first_failure(tree)
+            for program in PROGRAMS:
+                if program == GPU_TESTS or not all(map(_is_of_gpus, edits)):
+                    test = first_failure(tree, program)
+                if test is not None:
+                    break
     except ValueError as error:
         return False, str(error)
     return test is not None, test or "no test"
@@ -108,12 +120,14 @@ def main(only: Annotated[str, typer.Option(help="Mutants whose name contains thi
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         copy_tree(tree)
-        configure = "cmake -S . -B build -G Ninja -DRMSNORM_TORCH=OFF -DRMSNORM_TESTS=ON"
+        configure = "cmake -S . -B build -G Ninja -DRMSNORM_CUDA=OFF -DRMSNORM_TORCH=OFF"
+        configure += " -DRMSNORM_TESTS=ON"
         configure += " --compile-no-warning-as-error"  # a mutant may leave a variable unused
         subprocess.run(configure.split(), cwd=tree, check=True, capture_output=True)
         build(tree)
-        if (test := first_failure(tree)) is not None:
-            raise SystemExit(f"{test} fails without any mutant")
+        for program in PROGRAMS:
+            if (test := first_failure(tree, program)) is not None:
+                raise SystemExit(f"{test} fails without any mutant")
         with Live(table({}), console=Console(width=150), refresh_per_second=1) as live:
             # Neighbours break the same file, which is compiled once for both.
             for name in sorted(chosen, key=lambda name: mutants[name][0]["file"]):
