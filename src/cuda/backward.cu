@@ -13,117 +13,172 @@ using Args = rmsnorm_backward_args;
 
 template <class Real>
 __device__ Real RstdOf(const Args& args, int64_t row) {
-  return LoadOne(static_cast<const Real*>(args.rstd) + row, AccessOf<Real>(args.rstd, 0));
+  return LoadOne(static_cast<const Real*>(args.rstd) + row);
 }
 
-// What one thread keeps in its block's memory: the scales of its columns, then a ring of rows. Only
-// this thread reads and writes it, so no barrier guards it; the chunks of neighbouring threads are
-// neighbours, so no two meet in a bank.
-template <class TX, class TDY, int kSteps>
-struct Own {
+// What one thread keeps in its block's memory: the scales of its columns, then a ring of rows on
+// their way. Only this thread reads and writes it, so no barrier guards it. The chunks of a warp's
+// threads are neighbours, so that no two meet in a bank.
+template <bool kVectors, class TX, class TDY, int kSteps>
+class Ring {
+ public:
   static constexpr int kCount = kWidth<TX>;
-  using PX = Pack<TX, kCount>;
-  using PDY = Pack<TDY, kCount>;
-  using Scales = Pack<float, kCount>;
-  static constexpr int kChunk = sizeof(uint4);
-  static constexpr int kScaleChunks = kSteps * sizeof(Scales) / kChunk;
-  static constexpr int kXChunks = kSteps * sizeof(PX) / kChunk;
-  static constexpr int kStageChunks = kXChunks + kSteps * sizeof(PDY) / kChunk;
-  static constexpr int Bytes(int stages) { return kChunk * (kScaleChunks + kStageChunks * stages); }
+  using X = Pack<TX, kCount>;
+  using Dy = Pack<TDY, kCount>;
+  using Scale = Pack<float, kCount>;
+  static constexpr int kScaleChunks = kSteps * Chunks<Scale>::kCount;
+  static constexpr int kXChunks = kSteps * Chunks<X>::kCount;
+  static constexpr int kStageChunks = kXChunks + kSteps * Chunks<Dy>::kCount;
+  static constexpr int Bytes(int stages) {
+    return int{sizeof(uint4)} * (kScaleChunks + kStageChunks * stages);
+  }
 
-  __device__ static uint4* Chunk(int chunk) {
-    return reinterpret_cast<uint4*>(shared_memory + sizeof(Exchange)) + chunk * blockDim.x +
-           threadIdx.x;
+  // stages: a power of two.
+  __device__ explicit Ring(int stages) : stages_(stages) {
+    const int thread = static_cast<int>(threadIdx.x);
+    first_ = reinterpret_cast<uint4*>(shared_memory + sizeof(Exchange)) +
+             thread / kWarp * (kScaleChunks + kStageChunks * stages) * kWarp + thread % kWarp;
+  }
+
+  __device__ void PutScale(int step, const Scale& scale) const { Put(scale, first_, step); }
+  __device__ Scale GetScale(int step) const { return Get<Scale>(first_, step); }
+
+  // Asks for `rest` elements of a row's x and dy.
+  __device__ void Ask(int64_t turn, const TX* x, const TDY* dy, int rest) const {
+    uint4* stage = Stage(turn);
+    AskFor<X>(x, rest, stage);
+    AskFor<Dy>(dy, rest, stage + kXChunks * kWarp);
+  }
+  // The stage of the row that was asked for in this turn, where no later one but `stages - 1` was.
+  __device__ uint4* Await(int64_t turn) const {
+    __pipeline_wait_prior(stages_ - 1);
+    asm volatile("" ::: "memory");  // no load of what was awaited moves up
+    return Stage(turn);
+  }
+  __device__ static X GetX(const uint4* stage, int step) { return Get<X>(stage, step); }
+  __device__ static Dy GetDy(const uint4* stage, int step) {
+    return Get<Dy>(stage + kXChunks * kWarp, step);
+  }
+
+ private:
+  __device__ uint4* Stage(int64_t turn) const {
+    const int stage = static_cast<int>(turn) & (stages_ - 1);
+    return first_ + (kScaleChunks + kStageChunks * stage) * kWarp;
   }
 
   template <class P>
-  __device__ static P Get(int first) {
+  __device__ static P Get(const uint4* from, int step) {
     Chunks<P> chunks;
 #pragma unroll
-    for (int i = 0; i < Chunks<P>::kCount; ++i) chunks.of[i] = *Chunk(first + i);
+    for (int i = 0; i < Chunks<P>::kCount; ++i) {
+      chunks.of[i] = from[(step * Chunks<P>::kCount + i) * kWarp];
+    }
     return std::bit_cast<P>(chunks);
   }
   template <class P>
-  __device__ static void Put(const P& pack, int first) {
+  __device__ static void Put(const P& pack, uint4* to, int step) {
     const auto chunks = std::bit_cast<Chunks<P>>(pack);
 #pragma unroll
-    for (int i = 0; i < Chunks<P>::kCount; ++i) *Chunk(first + i) = chunks.of[i];
+    for (int i = 0; i < Chunks<P>::kCount; ++i) {
+      to[(step * Chunks<P>::kCount + i) * kWarp] = chunks.of[i];
+    }
   }
 
-  __device__ static Scales GetScales(int step) {
-    return Get<Scales>(step * Chunks<Scales>::kCount);
-  }
-  __device__ static PX GetX(int stage, int step) {
-    return Get<PX>(kScaleChunks + stage * kStageChunks + step * Chunks<PX>::kCount);
-  }
-  __device__ static PDY GetDy(int stage, int step) {
-    return Get<PDY>(kScaleChunks + stage * kStageChunks + kXChunks + step * Chunks<PDY>::kCount);
-  }
-
-  // Asks for `count` elements from `from` on, in steps of 64. They are there once a later
-  // __pipeline_wait_prior says so.
   template <class P, class T>
-  __device__ static void Ask(const T* from, int count, Access access, int first) {
-    using C = Chunks<P>;
-    const bool vectors =
-        access == Access::kVectors && (count >= kSteps * kLanes || count % kCount == 0);
+  __device__ static void AskFor(const T* from, int rest, uint4* to) {
+    constexpr int kChunks = Chunks<P>::kCount;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const T* step = from + kLanes * s;
-      if (!vectors) {
-        Put(LoadSome<P>(step, count - int{kLanes} * s, access), first + s * C::kCount);
-      } else if (kLanes * s < count) {
+      const int count = rest - int{kLanes} * s;
+      if constexpr (!kVectors) {
+        Put(Load<false, Reuse::kOnce, kCount>(step, count), to, s);
+      } else if (count > 0) {
 #pragma unroll
-        for (int i = 0; i < C::kCount; ++i) {
-          __pipeline_memcpy_async(Chunk(first + s * C::kCount + i),
+        for (int i = 0; i < kChunks; ++i) {
+          __pipeline_memcpy_async(to + (s * kChunks + i) * kWarp,
                                   reinterpret_cast<const uint4*>(step) + i, sizeof(uint4));
         }
       }
     }
   }
-  __device__ static void AskForRow(const Matrix<TX>& x, const Matrix<TDY>& dy, int64_t row,
-                                   int64_t column, int rest, int stage) {
-    const int first = kScaleChunks + stage * kStageChunks;
-    Ask<PX>(x.At(row) + column, rest, x.access, first);
-    Ask<PDY>(dy.At(row) + column, rest, dy.access, first + kXChunks);
-  }
+
+  uint4* first_;
+  const int stages_;
 };
 
-// This thread's share of dot(w, xhat). kRagged: the row may end within a pack, where an infinite
-// rstd would make NaN of what is past the end.
-template <bool kRagged, class O, int kSteps>
-__device__ float SumOfTerms(int stage, int rest, float rstd) {
-  float lanes[O::kCount] = {};
+// This thread's share of dot(w, xhat). Where rows don't fit vectors, one may end within a pack, and
+// an infinite rstd would make NaN of what is past its end.
+template <bool kVectors, class R, int kSteps>
+__device__ float SumOfTerms(const R& ring, const uint4* stage, int rest, float rstd) {
+  float lanes[R::kCount] = {};
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
     const int count = rest - int{kLanes} * s;
     if (count <= 0) continue;
-    const auto x = O::GetX(stage, s);
-    const auto dy = O::GetDy(stage, s);
-    const auto scales = O::GetScales(s);
+    const auto x = ring.GetX(stage, s);
+    const auto dy = ring.GetDy(stage, s);
+    const auto scale = ring.GetScale(s);
 #pragma unroll
-    for (int l = 0; l < O::kCount; ++l) {
-      if (kRagged && l >= count) continue;
-      lanes[l] = Fma(Widen(dy.of[l]) * scales.of[l], Widen(x.of[l]) * rstd, lanes[l]);
+    for (int l = 0; l < R::kCount; ++l) {
+      if (!kVectors && l >= count) continue;
+      lanes[l] = Fma(dy.At(l) * scale.At(l), x.At(l) * rstd, lanes[l]);
     }
   }
   return FoldLanes(lanes);
 }
 
-// The tree over the teams of a block, of the sums of each column that sums[step][lane] holds; the
-// piece's partial sum of this block's part of the row.
+// The sums of dy * xhat of this thread's columns.
+template <class TX, int kSteps>
+struct ColumnSums {
+  float of[kSteps][kWidth<TX>] = {};
+
+  __device__ void Add(const ColumnSums& other) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int l = 0; l < kWidth<TX>; ++l) of[s][l] += other.of[s][l];
+    }
+  }
+};
+
+// dx of a row, and its terms of the columns' sums.
+template <bool kVectors, class R, class TX, int kSteps>
+__device__ void GradientsOfRow(const R& ring, const uint4* stage, int rest, float rstd, float c,
+                               TX* dx, ColumnSums<TX, kSteps>& sums) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int count = rest - int{kLanes} * s;
+    if (count <= 0) continue;
+    const auto x = ring.GetX(stage, s);
+    const auto dy = ring.GetDy(stage, s);
+    const auto scale = ring.GetScale(s);
+    float gradients[R::kCount];
+#pragma unroll
+    for (int l = 0; l < R::kCount; ++l) {
+      const float xhat = x.At(l) * rstd;
+      sums.of[s][l] = Fma(dy.At(l), xhat, sums.of[s][l]);
+      gradients[l] = Fma(-xhat, c, dy.At(l) * scale.At(l)) * rstd;
+    }
+    if (dx != nullptr) Store<kVectors>(Narrow<TX>(gradients), dx + kLanes * s, count);
+  }
+}
+
+// The tree over the teams of a block, of each column's sums: the piece's partial sums of this
+// block's part of the row.
 template <class TX, int kSteps>
 __device__ void FoldTeams(const Team& team, const Plan& plan, int64_t n,
-                          const float (&sums)[kSteps][kWidth<TX>], float* partial) {
+                          const ColumnSums<TX, kSteps>& sums, float* partial) {
   const int part = static_cast<int>(team.PartLeaves<TX>()) * kSteps * int{kLanes};
   float* columns = reinterpret_cast<float*>(shared_memory + sizeof(Exchange));  // [teams, part]
-  __syncthreads();  // no thread reads its rows or scales there any longer
+  // No copy is on its way into the ring, and now no thread reads its rows or scales there.
+  __syncthreads();
   float* own =
       columns + team.index() * part + team.rank() / kLeafThreads<TX> * int{kLeaf} + team.Lane<TX>();
 #pragma unroll
   for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-    for (int l = 0; l < kWidth<TX>; ++l) own[kLanes * s + l] = sums[s][l];
+    for (int l = 0; l < kWidth<TX>; ++l) own[kLanes * s + l] = sums.of[s][l];
   }
   __syncthreads();
   const int64_t first = team.FirstLeaf<TX>() * kLeaf;
@@ -139,138 +194,105 @@ __device__ void FoldTeams(const Team& team, const Plan& plan, int64_t n,
 }
 
 // Of a block: each has the registers for the sums of its columns in two leaves.
-template <class TX>
-constexpr int kGradientThreads = 32 * kLeafThreads<TX>;
+template <bool kVectors, class TX>
+constexpr int kGradientThreads = kVectors && std::is_same_v<TX, float> ? 512 : 256;
 
 // Rows that pass through a block's memory, `stages` of them at a time.
-template <class TX, class TDY, int kSteps>
-__global__ void __launch_bounds__(kGradientThreads<TX>, 1)
+template <bool kVectors, class TX, class TDY, int kSteps>
+__global__ void __launch_bounds__(kSteps < kLeafSteps ? kSmallBlock
+                                                      : kGradientThreads<kVectors, TX>,
+                                  1)
     HeldGradients(const __grid_constant__ Args args, const GradientPlan plan, int stages,
                   float* partials) {
-  constexpr int kCount = kWidth<TX>;
-  using O = Own<TX, TDY, kSteps>;
+  using R = Ring<kVectors, TX, TDY, kSteps>;
   Team team(plan.rows);
-  const Matrix<TX> x(args.x);
+  const R ring(stages);
+  const Matrix<TX> x(args.x), dx(args.dx);
   const Matrix<TDY> dy(args.dy);
-  const Matrix<TX> dx(args.dx);
-  const Access gamma_access = AccessOf(args.gamma);
-  const float n = static_cast<float>(args.n);
   const int64_t column = team.Column<TX>();
   const int rest = Rest(args.n, column);
-  const bool ragged = args.n % kCount != 0;
-  const int64_t piece = team.cluster();
   VisitGamma<float>(args.gamma, [&](auto g) {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      typename O::Scales scales;
-      LoadScales<decltype(g)>(args.gamma, gamma_access, static_cast<float>(args.gamma_offset),
-                              column + kLanes * s, rest - int{kLanes} * s, scales.of);
-      O::Put(scales, s * Chunks<typename O::Scales>::kCount);
+      const auto scales = Scales<decltype(g), R::kCount>::template Load<kVectors>(
+          args.gamma, column + kLanes * s, rest - int{kLanes} * s);
+      float values[R::kCount];
+#pragma unroll
+      for (int l = 0; l < R::kCount; ++l) {
+        values[l] = scales.At(l, static_cast<float>(args.gamma_offset));
+      }
+      ring.PutScale(s, Narrow<float>(values));
     }
   });
-  const int64_t team_rows = int64_t{kLeafRows} * plan.leaves;
-  const int64_t begin = (piece * plan.rows.teams + team.index()) * team_rows;
-  const auto ask_for = [&](int64_t r) {
-    if (r < team_rows && begin + r < args.rows) {
-      O::AskForRow(x, dy, begin + r, column, rest, static_cast<int>(r % stages));
-    }
+  const int64_t piece = team.cluster();
+  const int64_t begin = (piece * plan.rows.teams + team.index()) * kLeafRows * plan.leaves;
+  const int64_t end = begin + kLeafRows * plan.leaves;
+  const auto ask_for = [&](int64_t row) {
+    if (row < end && row < args.rows) ring.Ask(row, x.At(row) + column, dy.At(row) + column, rest);
     __pipeline_commit();
   };
-  for (int r = 0; r < stages; ++r) ask_for(r);
+  for (int64_t row = begin; row < begin + stages; ++row) ask_for(row);
   const auto rstd_of = [&](int64_t row) {
     return row < args.rows ? RstdOf<float>(args, row) : 0.0f;
   };
   float next_rstd = rstd_of(begin);
-  float waiting[kSteps][kCount] = {};  // the first leaf's sums
-  float sums[kSteps][kCount] = {};
-  for (int r = 0; r < team_rows; ++r) {
-    const int64_t row = begin + r;
-    const int stage = r % stages;
-    const float rstd = next_rstd;
-    next_rstd = rstd_of(row + 1);
-    __pipeline_wait_prior(stages - 1);
-    const float terms = ragged ? SumOfTerms<true, O, kSteps>(stage, rest, rstd)
-                               : SumOfTerms<false, O, kSteps>(stage, rest, rstd);
-    const float c = Quotient(team.Fold(terms) + 0.0f, n);
-    if (r == kLeafRows) {
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-        for (int l = 0; l < kCount; ++l) {
-          waiting[s][l] = sums[s][l];
-          sums[s][l] = 0;
-        }
+  ColumnSums<TX, kSteps> sums, before;
+  for (int64_t leaf = begin; leaf < end; leaf += kLeafRows) {
+    before = sums;
+    sums = {};
+    for (int64_t row = leaf; row < leaf + kLeafRows; ++row) {
+      const float rstd = next_rstd;
+      next_rstd = rstd_of(row + 1);
+      const uint4* stage = ring.Await(row);
+      const float terms = SumOfTerms<kVectors, R, kSteps>(ring, stage, rest, rstd);
+      const float c = Quotient(team.Fold(terms) + 0.0f, static_cast<float>(args.n));
+      if (row < args.rows) {
+        TX* to = dx.data != nullptr ? dx.At(row) + column : nullptr;
+        GradientsOfRow<kVectors>(ring, stage, rest, rstd, c, to, sums);
       }
+      ask_for(row + stages);
     }
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const int count = rest - int{kLanes} * s;
-      if (count <= 0 || row >= args.rows) continue;
-      const auto x_pack = O::GetX(stage, s);
-      const auto dy_pack = O::GetDy(stage, s);
-      const auto scales = O::GetScales(s);
-      float gradients[kCount];
-#pragma unroll
-      for (int l = 0; l < kCount; ++l) {
-        const float xhat = Widen(x_pack.of[l]) * rstd;
-        const float dy_value = Widen(dy_pack.of[l]);
-        sums[s][l] = Fma(dy_value, xhat, sums[s][l]);
-        gradients[l] = Fma(-xhat, c, dy_value * scales.of[l]) * rstd;
-      }
-      if (dx.data != nullptr) {
-        Store(Narrow<TX>(gradients), dx.At(row) + column + kLanes * s, count, dx.access);
-      }
-    }
-    ask_for(r + stages);
   }
   if (partials == nullptr) return;
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-    for (int l = 0; l < kCount; ++l) sums[s][l] += waiting[s][l];
-  }
-  FoldTeams<TX, kSteps>(team, plan.rows, args.n, sums, partials + piece * args.n);
+  before.Add(sums);
+  FoldTeams(team, plan.rows, args.n, before, partials + piece * args.n);
 }
 
 // w and xhat of a row, as the factors of c.
-template <class TX, class TDY, class TG>
+template <bool kVectors, class TX, class TDY, class TG>
 struct Terms {
   const Args& args;
-  Matrix<TX> x;
-  Matrix<TDY> dy;
-  Access gamma_access;
   int64_t row;
 
   template <class Real, int kCount>
   __device__ void operator()(int64_t column, int count, Real (&w)[kCount],
                              Real (&xhat)[kCount]) const {
-    Pack<TX, kCount> x_pack[1];
-    Pack<TDY, kCount> dy_pack[1];
-    LoadSteps<Reuse::kOften>(x.At(row) + column, count, x.access, x_pack);
-    LoadSteps<Reuse::kOften>(dy.At(row) + column, count, dy.access, dy_pack);
-    LoadScales<TG>(args.gamma, gamma_access, static_cast<Real>(args.gamma_offset), column, count,
-                   w);
+    const TX* x = Matrix<TX>(args.x).At(row) + column;
+    const TDY* dy = Matrix<TDY>(args.dy).At(row) + column;
+    const auto x_pack = Load<kVectors, Reuse::kOften, kCount>(x, count);
+    const auto dy_pack = Load<kVectors, Reuse::kOften, kCount>(dy, count);
+    const auto scales = Scales<TG, kCount>::template Load<kVectors>(args.gamma, column, count);
     const Real rstd = RstdOf<Real>(args, row);
 #pragma unroll
     for (int l = 0; l < kCount; ++l) {
-      w[l] = Widen(dy_pack[0].of[l]) * w[l];
-      xhat[l] = Widen(x_pack[0].of[l]) * rstd;
+      w[l] = dy_pack.At(l) * scales.At(l, static_cast<Real>(args.gamma_offset));
+      xhat[l] = x_pack.At(l) * rstd;
     }
   }
 };
 
 // dx of rows of any length, read twice.
-template <class TX, class TDY>
-__global__ void __launch_bounds__(kMaxThreads)
+template <bool kVectors, class TX, class TDY>
+__global__ void __launch_bounds__(kMaxThreads, 1)
     LongGradients(const __grid_constant__ Args args, const Plan plan) {
-  using Real = decltype(Widen(TX{}));
+  using Real = RealOfElement<TX>;
   constexpr int kCount = kWidth<TX>;
   Team team(plan);
-  const Matrix<TX> dx(args.dx);
   const int64_t row = blockIdx.x;
+  TX* dx = Matrix<TX>(args.dx).At(row);
+  const Real rstd = RstdOf<Real>(args, row);
   VisitGamma<Real>(args.gamma, [&](auto g) {
-    const Terms<TX, TDY, decltype(g)> terms = {args, Matrix<TX>(args.x), Matrix<TDY>(args.dy),
-                                               AccessOf(args.gamma), row};
+    const Terms<kVectors, TX, TDY, decltype(g)> terms = {args, row};
     const Real c =
         Quotient(DotFromMemory<Real, TX>(team, args.n, terms), static_cast<Real>(args.n));
     const int64_t step = int64_t{blockDim.x} * kCount;
@@ -279,17 +301,17 @@ __global__ void __launch_bounds__(kMaxThreads)
       Real w[kCount], xhat[kCount];
       terms(i, count, w, xhat);
 #pragma unroll
-      for (int l = 0; l < kCount; ++l) w[l] = Fma(-xhat[l], c, w[l]) * RstdOf<Real>(args, row);
-      Store(Narrow<TX>(w), dx.At(row) + i, count, dx.access);
+      for (int l = 0; l < kCount; ++l) w[l] = Fma(-xhat[l], c, w[l]) * rstd;
+      Store<kVectors>(Narrow<TX>(w), dx + i, count);
     }
   });
 }
 
 // The chains of each column down one leaf of rows each, a thread to a chain.
 template <class TX, class TDY>
-__global__ void __launch_bounds__(kMaxThreads)
-    LongColumns(const __grid_constant__ Args args, decltype(Widen(TX{}))* partials) {
-  using Real = decltype(Widen(TX{}));
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    LongColumns(const __grid_constant__ Args args, RealOfElement<TX>* partials) {
+  using Real = RealOfElement<TX>;
   const Matrix<TX> x(args.x);
   const Matrix<TDY> dy(args.dy);
   const int64_t leaves = CeilDiv(args.rows, kLeafRows);
@@ -298,47 +320,44 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t leaf = i / args.n, column = i % args.n;
   Real sum = 0;
   for (int64_t row = leaf * kLeafRows; row < (leaf + 1) * kLeafRows && row < args.rows; ++row) {
-    const Real xhat = Widen(LoadOne(x.At(row) + column, x.access)) * RstdOf<Real>(args, row);
-    sum = Fma(Widen(LoadOne(dy.At(row) + column, dy.access)), xhat, sum);
+    const auto x_pack = Load<false, Reuse::kOften, 2>(x.At(row) + column, 1);
+    const auto dy_pack = Load<false, Reuse::kOften, 2>(dy.At(row) + column, 1);
+    sum = Fma(dy_pack.At(0), x_pack.At(0) * RstdOf<Real>(args, row), sum);
   }
   partials[i] = sum;
 }
 
-constexpr int kFoldColumns = 32;  // of a block
-constexpr int kFoldThreads = 8;   // of a column
-constexpr int kFoldTrees = 4;     // of a thread, of 8 partial sums each
+constexpr int kFoldColumns = 32;                          // of a block
+constexpr int kFoldThreads = 8;                           // of a column
+constexpr int kFoldRun = kFoldedTogether / kFoldThreads;  // of a thread
 
 // The tree over each run of kFoldedTogether of `count` partial sums of n columns. kLast: there is
 // one run, and the tree is dgamma.
 template <bool kLast, class Real>
-__global__ void FoldColumns(const Real* from, int64_t count, int64_t n, Real* to) {
+__global__ void __launch_bounds__(kFoldColumns* kFoldThreads)
+    FoldColumns(const Real* from, int64_t count, int64_t n, Real* to) {
   Real* sums = reinterpret_cast<Real*>(shared_memory);  // [kFoldThreads, kFoldColumns]
   const int x = static_cast<int>(threadIdx.x) % kFoldColumns;
   const int y = static_cast<int>(threadIdx.x) / kFoldColumns;
   const int64_t column_blocks = CeilDiv(n, kFoldColumns);
   const int64_t run = blockIdx.x / column_blocks;
   const int64_t column = blockIdx.x % column_blocks * kFoldColumns + x;
-  const int64_t first = run * kFoldedTogether + y * (kFoldTrees * 8);
-  Real trees[kFoldTrees];
+  const int64_t first = run * kFoldedTogether + y * kFoldRun;
+  Real values[kFoldRun];
 #pragma unroll
-  for (int t = 0; t < kFoldTrees; ++t) {
-    Real values[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int64_t index = first + 8 * t + i;
-      values[i] = index < count && column < n ? from[index * n + column] : Real{0};
-    }
-    trees[t] = FoldLanes(values);
+  for (int i = 0; i < kFoldRun; ++i) {
+    const int64_t index = first + i;
+    values[i] = index < count && column < n ? from[index * n + column] : Real{0};
   }
-  sums[y * kFoldColumns + x] = FoldLanes(trees);
+  sums[y * kFoldColumns + x] = FoldLanes(values);
   __syncthreads();
   if (y > 0 || column >= n) return;
-  Real values[kFoldThreads];
+  Real of_threads[kFoldThreads];
 #pragma unroll
-  for (int i = 0; i < kFoldThreads; ++i) values[i] = sums[i * kFoldColumns + x];
-  const Real sum = FoldLanes(values);
+  for (int i = 0; i < kFoldThreads; ++i) of_threads[i] = sums[i * kFoldColumns + x];
+  const Real sum = FoldLanes(of_threads);
   if constexpr (kLast) {
-    StoreOne(FromReal<Real>(sum + Real{0}), to + column, AccessOf<Real>(to, 0));
+    StoreOne(FromReal<Real>(sum + Real{0}), to + column);
   } else {
     to[run * n + column] = sum;
   }
@@ -365,56 +384,65 @@ void LaunchFold(const Args& args, int64_t pieces, Queue& queue) {
                static_cast<Real*>(args.dgamma));
 }
 
-template <class TX, class TDY>
+template <bool kVectors, class TX, class TDY>
 void LaunchLong(const Args& args, Queue& queue) {
-  using Real = decltype(Widen(TX{}));
-  const Plan plan = {int{kLeafSteps}, kMaxThreads, 1, 0};
+  using Real = RealOfElement<TX>;
   if (args.dx.data != nullptr) {
-    queue.Launch(LongGradients<TX, TDY>, {args.rows, kMaxThreads, 1, sizeof(Exchange)}, args, plan);
+    queue.Launch(LongGradients<kVectors, TX, TDY>,
+                 {args.rows, kReadTwice.threads, 1, sizeof(Exchange)}, args, kReadTwice);
   }
   if (args.dgamma == nullptr) return;
   const int64_t leaves = CeilDiv(args.rows, kLeafRows);
-  const int64_t blocks = CeilDiv(leaves * args.n, kMaxThreads);
-  queue.Launch(LongColumns<TX, TDY>, {blocks, kMaxThreads}, args,
+  queue.Launch(LongColumns<TX, TDY>, {CeilDiv(leaves * args.n, kMaxThreads), kMaxThreads}, args,
                static_cast<Real*>(args.workspace));
   LaunchFold<Real>(args, leaves, queue);
 }
 
-template <class TX, class TDY, int kSteps>
+template <bool kVectors, class TX, class TDY, int kSteps>
 void LaunchHeld(const Args& args, const GradientPlan& plan, int64_t shared_bytes, Queue& queue) {
-  using O = Own<TX, TDY, kSteps>;
+  using R = Ring<kVectors, TX, TDY, kSteps>;
   const int threads = plan.rows.threads * plan.rows.teams;
   const auto bytes = [&](int stages) {
-    return static_cast<int64_t>(sizeof(Exchange)) + int64_t{threads} * O::Bytes(stages);
+    return static_cast<int64_t>(sizeof(Exchange)) + int64_t{threads} * R::Bytes(stages);
   };
-  // As many stages as 8 steps' worth of two rows need.
+  // As many rows on their way as make two of 8 steps.
   int stages = 2 * int{kLeafSteps} / kSteps;
   while (stages > 1 && bytes(stages) > shared_bytes) stages /= 2;
   const Grid grid = {plan.pieces * plan.rows.blocks, threads, plan.rows.blocks, bytes(stages)};
-  queue.Launch(HeldGradients<TX, TDY, kSteps>, grid, args, plan, stages,
+  queue.Launch(HeldGradients<kVectors, TX, TDY, kSteps>, grid, args, plan, stages,
                args.dgamma != nullptr ? static_cast<float*>(args.workspace) : nullptr);
   if (args.dgamma != nullptr) LaunchFold<float>(args, plan.pieces, queue);
 }
 
-template <class TX, class TDY>
-void LaunchBackward(const Args& args, Queue& queue) {
-  const int64_t shared_bytes = queue.SharedBytes();
-  const int64_t fitting = (shared_bytes - static_cast<int64_t>(sizeof(Exchange))) /
-                          Own<TX, TDY, int{kLeafSteps}>::Bytes(/*stages=*/1);
-  const int max_threads = static_cast<int>(std::min<int64_t>(fitting, kGradientThreads<TX>));
-  const GradientPlan plan =
-      PlanGradient(args.rows, args.n, kLeafThreads<TX>, max_threads, queue.MaxCluster());
-  if (plan.rows.blocks == 0) return LaunchLong<TX, TDY>(args, queue);
-  switch (plan.rows.steps) {
-    case 1:
-      return LaunchHeld<TX, TDY, 1>(args, plan, shared_bytes, queue);
-    case 2:
-      return LaunchHeld<TX, TDY, 2>(args, plan, shared_bytes, queue);
-    case 4:
-      return LaunchHeld<TX, TDY, 4>(args, plan, shared_bytes, queue);
-    default:
-      return LaunchHeld<TX, TDY, 8>(args, plan, shared_bytes, queue);
+template <bool kVectors, class TX, class TDY>
+void LaunchOn(const Args& args, Queue& queue) {
+  if constexpr (!std::is_same_v<TX, double>) {
+    const int64_t shared_bytes = queue.SharedBytes();
+    const int64_t fitting = (shared_bytes - static_cast<int64_t>(sizeof(Exchange))) /
+                            Ring<kVectors, TX, TDY, int{kLeafSteps}>::Bytes(/*stages=*/1);
+    const int max_threads =
+        static_cast<int>(std::min<int64_t>(fitting, kGradientThreads<kVectors, TX>));
+    const GradientPlan plan =
+        PlanGradient(args.rows, args.n, kLeafThreads<TX>, max_threads, queue.MaxCluster());
+    if (plan.rows.held && plan.rows.steps == 1) {
+      return LaunchHeld<kVectors, TX, TDY, 1>(args, plan, shared_bytes, queue);
+    } else if (plan.rows.held && plan.rows.steps == 2) {
+      return LaunchHeld<kVectors, TX, TDY, 2>(args, plan, shared_bytes, queue);
+    } else if (plan.rows.held && plan.rows.steps == 4) {
+      return LaunchHeld<kVectors, TX, TDY, 4>(args, plan, shared_bytes, queue);
+    } else if (plan.rows.held) {
+      return LaunchHeld<kVectors, TX, TDY, 8>(args, plan, shared_bytes, queue);
+    }
   }
+  LaunchLong<kVectors, TX, TDY>(args, queue);
+}
+
+template <class TX, class TDY>
+void Launch(const Args& args, Queue& queue) {
+  const bool vectors = args.n % kWidth<TX> == 0 && FitsVectors(args.x, args.rows) &&
+                       FitsVectors(args.dy, args.rows) && FitsVectors(args.dx, args.rows) &&
+                       FitsVectors(args.gamma);
+  vectors ? LaunchOn<true, TX, TDY>(args, queue) : LaunchOn<false, TX, TDY>(args, queue);
 }
 
 }  // namespace
@@ -423,15 +451,15 @@ Refusal Backward(const rmsnorm_backward_args& args, void* stream) {
   Queue queue(stream);
   if (args.dx.data == nullptr && args.dgamma == nullptr) return queue.refusal();
   if (args.x.dtype == RMSNORM_FLOAT64) {
-    LaunchLong<double, double>(args, queue);
+    Launch<double, double>(args, queue);
     return queue.refusal();
   }
   VisitDtype(args.x.dtype, [&](auto x) {
     using TX = decltype(x);
     if (args.dy.dtype == RMSNORM_FLOAT32) {
-      LaunchBackward<TX, float>(args, queue);
+      Launch<TX, float>(args, queue);
     } else {
-      LaunchBackward<TX, TX>(args, queue);
+      Launch<TX, TX>(args, queue);
     }
   });
   return queue.refusal();

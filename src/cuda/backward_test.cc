@@ -108,6 +108,54 @@ TEST_P(BackwardOnEveryGpu, NoRowsGiveAGradientOfZeroForGamma) {
   ExpectReferenceBits({.rows = 0, .n = 200000});
 }
 
+void ExpectReferenceBitsInFloat64(int64_t rows, int64_t n, double scale_of_x) {
+  testing::Random random(1);
+  std::vector<double> x(rows * n), dy(rows * n), gamma(n), rstd(rows), dx(rows * n), dgamma(n);
+  for (double& value : x) value = (random.Value() - 3) * scale_of_x;
+  for (double& value : dy) value = (random.Value() + 3) * scale_of_x;
+  for (double& value : gamma) value = random.Value();
+  for (double& value : rstd) value = 1;
+  rmsnorm_backward_args args = {};
+  args.size = sizeof(args);
+  args.rows = rows;
+  args.n = n;
+  args.dy = {dy.data(), n, RMSNORM_FLOAT64};
+  args.x = {x.data(), n, RMSNORM_FLOAT64};
+  args.gamma = {gamma.data(), RMSNORM_FLOAT64};
+  args.rstd = rstd.data();
+  args.dx = {dx.data(), n, RMSNORM_FLOAT64};
+  args.dgamma = dgamma.data();
+  BackwardReference(args);
+  const std::vector<double> expected_dx = dx, expected_dgamma = dgamma;
+  args.workspace_size = rmsnorm_cuda_backward_workspace(rows, n, RMSNORM_FLOAT64);
+  std::vector<char> workspace(args.workspace_size);
+  testing::OnGpu dy_there(dy), x_there(x), gamma_there(gamma), rstd_there(rstd), dx_there(dx),
+      dgamma_there(dgamma), workspace_there(workspace);
+  args.dy.data = dy_there.data();
+  args.x.data = x_there.data();
+  args.gamma.data = gamma_there.data();
+  args.rstd = rstd_there.data();
+  args.dx.data = dx_there.data();
+  args.dgamma = dgamma_there.data();
+  args.workspace = workspace_there.data();
+  dx.assign(dx.size(), -1);
+  dgamma.assign(n, -1);
+  ASSERT_EQ(rmsnorm_cuda_backward(&args, nullptr), RMSNORM_OK) << rmsnorm_last_error();
+  dx_there.Fetch();
+  dgamma_there.Fetch();
+  EXPECT_TRUE(testing::SameBits(dx, expected_dx)) << "n = " << n;
+  EXPECT_TRUE(testing::SameBits(dgamma, expected_dgamma)) << "n = " << n;
+}
+
+TEST_P(BackwardOnEveryGpu, Float64HasTheBitsOfTheReference) {
+  for (const int64_t n : {1, 63, 514, 70001}) ExpectReferenceBitsInFloat64(/*rows=*/35, n, 1);
+}
+
+// 256 leaves, so that no zero of padding is added to them.
+TEST_P(BackwardOnEveryGpu, SumsThatUnderflowToMinusZeroBecomePlusZero) {
+  ExpectReferenceBitsInFloat64(/*rows=*/4096, /*n=*/3, /*scale_of_x=*/1e-200);
+}
+
 TEST_P(BackwardOnEveryGpu, AnRstdThatIsWrongStillGivesTheBitsOfTheReference) {
   const float wrong[] = {0.0f, -0.0f, HUGE_VALF, -HUGE_VALF, std::nanf(""), -1.0f, 1e-45f, 3e38f};
   for (const int64_t n : {5, 100, 577, 8193}) {

@@ -23,8 +23,10 @@ struct Plan {
   int steps;    // of a leaf that a thread takes: 8, or 1, 2 or 4 where a row is that short
   int threads;  // of a block that share a row
   int teams;    // rows side by side in a block
-  int blocks;   // of a cluster that share a row; 0: a row is too long to be held, and read twice
+  int blocks;   // of a cluster that share a row
+  bool held;    // false: a row is too long for that, and read twice
 };
+inline constexpr Plan kReadTwice = {kLeafSteps, kMaxThreads, 1, 1, false};
 
 // The fewest steps of kLanes elements that hold a row of n, as a power of two.
 constexpr int StepsOf(int64_t n) {
@@ -39,15 +41,16 @@ constexpr Plan PlanRows(int64_t n, int leaf_threads, int max_threads, int max_bl
   if (threads <= kWarp) {
     int team = leaf_threads;
     while (team < threads) team *= 2;
-    return {StepsOf(n), team, kSmallBlock / team, 1};
+    return {StepsOf(n), team, kSmallBlock / team, 1, true};
   }
   const int64_t warps = CeilDiv(threads, kWarp);
-  if (warps * kWarp <= max_threads) return {kLeafSteps, static_cast<int>(warps * kWarp), 1, 1};
+  if (warps * kWarp <= max_threads)
+    return {kLeafSteps, static_cast<int>(warps * kWarp), 1, 1, true};
   int part = kWarp;  // each block of a cluster takes an aligned power of two of leaves
   while (2 * part <= max_threads) part *= 2;
   const int64_t blocks = CeilDiv(threads, part);
-  if (blocks <= max_blocks) return {kLeafSteps, part, 1, static_cast<int>(blocks)};
-  return {kLeafSteps, kMaxThreads, 1, 0};
+  if (blocks <= max_blocks) return {kLeafSteps, part, 1, static_cast<int>(blocks), true};
+  return kReadTwice;
 }
 
 // How backward walks down the rows. A team takes one or two leaves of rows one after another; the
@@ -58,22 +61,21 @@ struct GradientPlan {
   int64_t pieces;  // aligned powers of two of leaves
 };
 
-// Fewer pieces than these would leave multiprocessors of a large GPU without work.
-inline constexpr int64_t kPiecesWorthFolding = 256;
+// With fewer pieces, a large GPU's multiprocessors would wait for the last ones.
+inline constexpr int64_t kPiecesWorthFolding = 512;
 
 // rows and n are at most 2^48. leaf_threads and the maxima as in PlanRows.
 constexpr GradientPlan PlanGradient(int64_t rows, int64_t n, int leaf_threads, int max_threads,
                                     int max_blocks) {
   GradientPlan plan = {PlanRows(n, leaf_threads, max_threads, max_blocks), 1, 0};
   Plan& team = plan.rows;
-  // 128 threads that hold 16 bytes of a 16-bit type, as many leaves' worth of them for another.
-  const int most = kSmallBlock * leaf_threads / 8;
   team.teams = team.threads < kWarp ? kWarp / team.threads : 1;
   const auto pieces = [&](int leaves) {
     return CeilDiv(rows, int64_t{kLeafRows} * team.teams * leaves);
   };
-  if (team.blocks == 0) return {team, 1, pieces(1)};
-  while (2 * team.teams * team.threads <= most && pieces(2) >= kPiecesWorthFolding) team.teams *= 2;
+  if (!team.held) return {team, 1, pieces(1)};
+  while (2 * team.teams * team.threads <= kSmallBlock && pieces(2) >= kPiecesWorthFolding)
+    team.teams *= 2;
   if (pieces(2) >= kPiecesWorthFolding) plan.leaves = 2;
   plan.pieces = pieces(plan.leaves);
   return plan;

@@ -17,8 +17,8 @@ TEST(Plan, EveryRowIsHeldWholeOrReadTwice) {
     for (int64_t n = 1; n <= 1 << 20; n += 1 + n / 100) {
       for (const int max_blocks : {1, kMaxBlocks}) {
         const Plan plan = PlanRows(n, leaf_threads, kMaxThreads, max_blocks);
-        if (plan.blocks == 0) {
-          EXPECT_GT(CeilDiv(n, kLeaf) * leaf_threads, kMaxThreads * max_blocks);
+        if (!plan.held) {
+          EXPECT_GT(CeilDiv(n, kLeaf) * leaf_threads, kMaxThreads * max_blocks) << "n = " << n;
           continue;
         }
         const int64_t leaves = int64_t{plan.blocks} * plan.threads / leaf_threads;
@@ -62,10 +62,14 @@ TEST(Plan, SizesThatOverflowAreRefusedBySize) {
 }
 
 TEST(Plan, PiecesGrowWithTheRowsAndNotWithTheGpu) {
-  // [16384, 4096] of bfloat16: 8 bytes a column for 64 rows, 2 % of what the rows themselves move.
-  const GradientPlan plan = PlanGradient(16384, 4096, 8, 256, 1);
-  EXPECT_EQ(plan.pieces, 256);
-  EXPECT_EQ(plan.leaves * plan.rows.teams, 4);
+  // [16384, 4096] of bfloat16: 8 bytes a column for 32 rows, 4 % of what the rows themselves move.
+  GradientPlan plan = PlanGradient(16384, 4096, 8, 256, 1);
+  EXPECT_EQ(plan.pieces, 512);
+  EXPECT_EQ(plan.leaves * plan.rows.teams, 2);
+  plan = PlanGradient(1 << 20, 4096, 8, 256, 1);
+  EXPECT_EQ(plan.pieces, (1 << 20) / 64);
+  plan = PlanGradient(4096, 4096, 8, 256, 1);
+  EXPECT_EQ(plan.pieces, 4096 / 16);
 }
 
 }  // namespace

@@ -13,6 +13,16 @@
 
 namespace rmsnorm::cuda {
 
+// Whether every row starts at a multiple of 16 bytes.
+inline bool FitsVectors(const rmsnorm_matrix& m, int64_t rows) {
+  if (m.data == nullptr) return true;
+  const int64_t step = rows > 1 ? m.row_stride * SizeOf(m.dtype) : 0;
+  return reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && step % 16 == 0;
+}
+inline bool FitsVectors(const rmsnorm_vector& v) {
+  return reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+}
+
 // The blocks and threads of a kernel; those of one cluster stand side by side.
 struct Grid {
   int64_t blocks;

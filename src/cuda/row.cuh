@@ -17,6 +17,17 @@ inline constexpr int kLeafThreads = int{kLanes} / kWidth<TX>;
 
 inline constexpr unsigned kWholeWarp = 0xFFFFFFFF;
 
+// The tree over a thread's lanes.
+template <class Real, int kCount>
+__device__ Real FoldLanes(Real (&lanes)[kCount]) {
+#pragma unroll
+  for (int step = 1; step < kCount; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2 * step) lanes[i] += lanes[i + step];
+  }
+  return lanes[0];
+}
+
 // A block's own memory begins with it: sums on their way between warps and between blocks. Of two
 // turns, so that one barrier parts a turn from the next.
 struct Exchange {
@@ -36,7 +47,7 @@ class Team {
         rank_(static_cast<int>(threadIdx.x) % plan.threads),
         index_(static_cast<int>(threadIdx.x) / plan.threads),
         block_(static_cast<int>(blockIdx.x) % blocks_) {
-    if (blocks_ > 1) MeetBlocks();  // a block's memory is there from its start on
+    if (blocks_ > 1) ArriveFirst();
   }
 
   // This thread's place among the team's of its block; the team's among those of its block; its
@@ -69,7 +80,16 @@ class Team {
     return rank_ % kLeafThreads<TX> * kWidth<TX>;
   }
 
-  // The tree over the values of the team's threads, in order of rank.
+  // The tree over the values of the team's threads, in order of rank. FoldWithin: of a team of
+  // kThreads within a warp.
+  template <int kThreads, class Real>
+  __device__ static Real FoldWithin(Real value) {
+#pragma unroll
+    for (int step = 1; step < kThreads; step *= 2) {
+      value += __shfl_xor_sync(kWholeWarp, value, step);
+    }
+    return value;
+  }
   template <class Real>
   __device__ Real Fold(Real value) {
     for (int step = 1; step < kWarp && step < threads_; step *= 2) {
@@ -91,39 +111,32 @@ class Team {
     const int first = index_ * (threads_ / kWarp);
     if (lane == 0) sums[first + rank_ / kWarp] = value;
     __syncthreads();
-    value = lane < threads_ / kWarp ? sums[first + lane] : Real{0};
-#pragma unroll
-    for (int step = 1; step < kWarp; step *= 2) {
-      value += __shfl_xor_sync(kWholeWarp, value, step);
-    }
-    return value;
+    return FoldWithin<kWarp>(lane < threads_ / kWarp ? sums[first + lane] : Real{0});
   }
 
   template <class Real>
-  __device__ Real FoldBlocks(Real value) const {
+  __device__ Real FoldBlocks(Real value) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if (!met_) __cluster_barrier_wait();
+    met_ = true;
     Real* sums = reinterpret_cast<Real*>(exchange().of_block[turn_]);
     if (rank_ < blocks_) {
       static_cast<Real*>(__cluster_map_shared_rank(sums, rank_))[block_] = value;
     }
-    MeetBlocks();
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
     Real tree[kMaxBlocks];
 #pragma unroll
     for (int i = 0; i < kMaxBlocks; ++i) tree[i] = i < blocks_ ? sums[i] : Real{0};
-#pragma unroll
-    for (int step = 1; step < kMaxBlocks; step *= 2) {
-#pragma unroll
-      for (int i = 0; i < kMaxBlocks; i += 2 * step) tree[i] += tree[i + step];
-    }
-    value = tree[0];
+    value = FoldLanes(tree);
 #endif
     return value;
   }
 
-  __device__ static void MeetBlocks() {
+  // No block may write into another's memory before that block runs.
+  __device__ static void ArriveFirst() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    __cluster_barrier_arrive();
-    __cluster_barrier_wait();
+    __cluster_barrier_arrive_relaxed();
 #endif
   }
 
@@ -133,18 +146,8 @@ class Team {
   const int index_;
   const int block_;
   int turn_ = 0;
+  bool met_ = false;  // the other blocks have started
 };
-
-// The tree over a thread's lanes.
-template <class Real, int kCount>
-__device__ Real FoldLanes(Real (&lanes)[kCount]) {
-#pragma unroll
-  for (int step = 1; step < kCount; step *= 2) {
-#pragma unroll
-    for (int i = 0; i < kCount; i += 2 * step) lanes[i] += lanes[i + step];
-  }
-  return lanes[0];
-}
 
 // The columns left from one on, for a thread that takes at most a leaf.
 __device__ inline int Rest(int64_t n, int64_t column) {
@@ -209,30 +212,33 @@ __device__ void VisitGamma(const rmsnorm_vector& gamma, F&& f) {
   }
 }
 
-__device__ inline Access AccessOf(const rmsnorm_vector& gamma) {
-  return gamma.dtype == RMSNORM_FLOAT64   ? AccessOf<double>(gamma.data, 0)
-         : gamma.dtype == RMSNORM_FLOAT32 ? AccessOf<float>(gamma.data, 0)
-                                          : AccessOf<Float16>(gamma.data, 0);
-}
+// gamma of kCount columns as it lies in memory; gamma_offset + gamma, 1 where it is absent.
+template <class TG, int kCount>
+struct Scales {
+  Pack<TG, kCount> gamma;
 
-// gamma_offset + gamma of kCount columns from one on, `count` of which are in the row; 1 where
-// gamma is absent.
-template <class TG, class Real, int kCount>
-__device__ void LoadScales(const rmsnorm_vector& gamma, Access access, Real gamma_offset,
-                           int64_t column, int count, Real (&scales)[kCount]) {
-  if constexpr (std::is_same_v<TG, Absent>) {
-#pragma unroll
-    for (int l = 0; l < kCount; ++l) scales[l] = 1;
-  } else {
-    using P = Pack<TG, kCount>;
+  // Of the columns from one on, `count` of which are in the row.
+  template <bool kVectors>
+  __device__ static Scales Load(const rmsnorm_vector& gamma, int64_t column, int count) {
     const TG* from = static_cast<const TG*>(gamma.data) + column;
-    const P pack = access == Access::kVectors && count >= kCount
-                       ? LoadVector<P, Reuse::kOften>(from)
-                       : LoadSome<P>(from, count, access);
-#pragma unroll
-    for (int l = 0; l < kCount; ++l) scales[l] = gamma_offset + Widen(pack.of[l]);
+    return {cuda::Load<kVectors, Reuse::kConstant, kCount>(from, count)};
   }
-}
+  template <class Real>
+  __device__ Real At(int i, Real gamma_offset) const {
+    return gamma_offset + gamma.At(i);
+  }
+};
+template <int kCount>
+struct Scales<Absent, kCount> {
+  template <bool kVectors>
+  __device__ static Scales Load(const rmsnorm_vector&, int64_t, int) {
+    return {};
+  }
+  template <class Real>
+  __device__ Real At(int, Real) const {
+    return 1;
+  }
+};
 
 }  // namespace rmsnorm::cuda
 

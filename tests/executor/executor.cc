@@ -37,6 +37,7 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier;
+  int64_t sleeps = 0;  // passes that it sits out, so that other warps get ahead of it
   std::array<uint64_t, kWarp> values[2] = {};  // of this turn and the last
 };
 
@@ -159,9 +160,21 @@ void RunCluster(const Launch& launch, unsigned first, const std::function<void()
   }
   std::vector<unsigned> order(running.threads.size());
   std::iota(order.begin(), order.end(), 0);
+  bool moved = true;
   for (bool unfinished = true; unfinished;) {
-    unfinished = false;
-    bool moved = false;
+    bool asleep = false;
+    for (const std::unique_ptr<Block>& block : running.blocks) {
+      for (Warp& warp : block->warps) {
+        if (!moved) {
+          warp.sleeps = 0;
+        } else if (warp.sleeps > 0) {
+          --warp.sleeps;
+        } else if (random() % 64 == 0) {
+          warp.sleeps = static_cast<int64_t>(random() % 64);
+        }
+        asleep |= warp.sleeps > 0;
+      }
+    }
     // Block by block, so that their memories don't change places at every step.
     std::shuffle(order.begin(), order.end(), random);
     if (launch.cluster > 1) {
@@ -169,15 +182,18 @@ void RunCluster(const Launch& launch, unsigned first, const std::function<void()
         return running.threads[a].block < running.threads[b].block;
       });
     }
+    unfinished = moved = false;
     for (const unsigned i : order) {
       Thread& next = running.threads[i];
-      if (next.CanRun()) {
+      if (next.CanRun() && next.block->warps[next.rank / kWarp].sleeps == 0) {
         Resume(next);
         moved = true;
       }
       unfinished |= static_cast<bool>(next.fiber);
     }
-    if (unfinished && !moved) Fail("threads wait at a barrier that others never reach");
+    if (unfinished && !moved && !asleep) {
+      Fail("threads wait at a barrier that others never reach");
+    }
   }
   MakeResident(running.blocks[0].get());
 }
@@ -232,6 +248,8 @@ bool Any(bool mine) {
 
 void* OfBlock(const void* shared, unsigned block) {
   const ptrdiff_t offset = static_cast<const std::byte*>(shared) - rmsnorm::cuda::shared_memory;
+  if (block >= cluster->blocks.size()) Fail("a block that the cluster doesn't have");
+  if (cluster->barrier.turn == 0) Fail("another block's memory, before that block has started");
   Block* other = cluster->blocks[block].get();
   return offset + (other == resident ? rmsnorm::cuda::shared_memory : other->memory.data());
 }

@@ -25,7 +25,8 @@ struct Device {
 extern "C" [[gnu::visibility("default")]] Device* executor_device();
 
 struct Index {
-  unsigned x = 1, y = 1, z = 1;
+  constexpr Index(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  unsigned x, y, z;
 };
 
 struct Launch {
@@ -76,7 +77,7 @@ const T* Aligned(const T* p) {
 
 // Names of CUDA's own.
 using dim3 = executor::Index;
-struct uint2 {
+struct alignas(8) uint2 {
   unsigned x, y;
 };
 struct alignas(16) uint4 {
@@ -125,6 +126,14 @@ T __ldcs(const T* from) {
   return *executor::Aligned(from);
 }
 template <class T>
+T __ldca(const T* from) {
+  return *executor::Aligned(from);
+}
+template <class T>
+T __ldg(const T* from) {
+  return *executor::Aligned(from);
+}
+template <class T>
 void __stcs(T* to, T value) {
   *const_cast<T*>(executor::Aligned(to)) = value;
 }
@@ -144,6 +153,7 @@ inline void* __cluster_map_shared_rank(const void* shared, unsigned block) {
   return executor::OfBlock(shared, block);
 }
 inline void __cluster_barrier_arrive() { executor::ArriveAtCluster(); }
+inline void __cluster_barrier_arrive_relaxed() { executor::ArriveAtCluster(); }
 inline void __cluster_barrier_wait() { executor::MeetCluster(); }
 
 inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
