@@ -49,6 +49,12 @@ def bench(
     dtype: Annotated[
         list[Dtype] | None, typer.Option(help="Several times; float32 and bfloat16 if not given.")
     ] = None,
+    cuda: Annotated[
+        bool, typer.Option("--cuda", help="On the GPU; all dtypes if none is given.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(help="About how long --cuda may take; less means fewer repeats.")
+    ] = 240,
 ) -> None:
     """Measure the operator against its peers and a copy of the same bytes."""
     from rmsnorm import bench
@@ -58,7 +64,20 @@ def bench(
         shapes = [Shape.parse(text) for text in shape or ()]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    bench.run(out, kernels, shapes, [each.value for each in dtype or ()])
+    dtypes = [each.value for each in dtype or ()]
+    if not cuda:
+        bench.run(out, kernels, shapes, dtypes)
+        return
+    if kernels or any(each.row_stride for each in shapes):
+        raise typer.BadParameter("--cuda takes neither --kernels nor shapes with a stride")
+    from rmsnorm.bench import cuda as on_gpu
+
+    try:
+        device = on_gpu.gpu()
+    except on_gpu.NoGpu as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from None
+    on_gpu.run(device, out, shapes, dtypes, seconds)
 
 
 @app.command()

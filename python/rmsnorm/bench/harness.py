@@ -23,10 +23,24 @@ import rmsnorm
 Seconds = dict[str, float]  # by candidate
 
 _SHORT = 0.01  # seconds
-_VERSIONS_OF = ("rmsnorm", "torch", "onnxruntime", "jax", "onednn")
+_VERSIONS_OF = (
+    *("rmsnorm", "torch", "onnxruntime", "jax", "onednn"),
+    *("triton", "liger-kernel", "quack-kernels"),
+)
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> Seconds:
+def wall(run_once: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    start = time.perf_counter()
+    run_once()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    candidates: dict[str, Callable[[], object]],
+    repeats: int,
+    seconds_of: Callable[[Callable[[], object]], float] = wall,
+) -> Seconds:
     """The median time of each candidate, in seconds.
 
     All run once to warm up; then they take turns, so that what slows the machine slows them alike,
@@ -44,9 +58,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> Se
             run_once = candidates[name]
             if not times[name] or times[name][-1] < _SHORT:
                 run_once()
-            start = time.perf_counter()
-            run_once()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds_of(run_once))
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 

@@ -17,8 +17,8 @@ from rmsnorm.bench.ways import (
     COMPILED,
     COPY,
     EPSILON,
-    FUSED,
     INTO,
+    OURS,
     WAYS,
     Case,
     Passes,
@@ -31,8 +31,8 @@ BOUND = 4.0  # of errors, in units of the dtype's eps: a way above it is wrong a
 
 
 @dataclass
-class Row:
-    """One line of the table: a pass on a shape.
+class Result:
+    """A pass on a shape, by every way.
 
     Attributes:
         seconds: by way; those that are right, and the copy.
@@ -43,12 +43,18 @@ class Row:
     """
 
     part: str
-    threads: int
     shape: Shape
     dtype: str
     seconds: Seconds = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Row(Result):
+    """One line of the CPU's table."""
+
+    threads: int = 1
 
 
 Expected = tuple[Tensor, Tensor, Tensor]  # y, dx, dgamma
@@ -100,9 +106,9 @@ def measure(
     }
     rows = []
     for part, copy in copies.items():
-        row = Row(part, torch.get_num_threads(), case.shape, name_of(case.dtype))
+        row = Row(part, case.shape, name_of(case.dtype), threads=torch.get_num_threads())
         candidates = {**ways, INTO: into} if part == FORWARD else ways
-        row.seconds = interleaved({COPY: copy, **_right_calls(row, candidates, right)}, repeats)
+        row.seconds = interleaved({COPY: copy, **right_calls(row, candidates, right)}, repeats)
         rows.append(row)
     return rows
 
@@ -114,10 +120,14 @@ def pytorch(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Seconds
     return {row.part: row.seconds for row in rows}
 
 
-def _right_calls(
-    row: Row, ways: Mapping[str, Passes | str], right: Expected
+def right_calls(
+    row: Result, ways: Mapping[str, Passes | str], right: Expected
 ) -> dict[str, Callable[[], object]]:
-    """The calls of the ways whose results are right; notes the errors of all in `row`."""
+    """The calls of the ways whose results are right; notes the errors of all in `row`.
+
+    Raises:
+        Exception: what a call of ours raised.
+    """
     found: dict[str, Callable[[], object]] = {}
     for name, passes in ways.items():
         if isinstance(passes, str):
@@ -132,9 +142,9 @@ def _right_calls(
         try:
             results = (call(),) if row.part == FORWARD else call()
         except Exception as error:
-            if name in (FUSED, INTO):
+            if name in OURS:
                 raise
-            row.missing[name] = f"failed: {error}"  # such as torch.compile without a compiler
+            row.missing[name] = failure(error)  # such as torch.compile without a compiler
             continue
         row.errors[name] = max(
             _error(passes.tensor(got), true, row) for got, true in zip(results, wanted, strict=True)
@@ -146,7 +156,13 @@ def _right_calls(
     return found
 
 
-def _error(got: Tensor, true: Tensor, row: Row) -> float:
+def failure(error: Exception) -> str:
+    """Why a way has no time, in one line."""
+    lines = str(error).splitlines()
+    return f"failed: {lines[0] if lines else type(error).__name__}"
+
+
+def _error(got: Tensor, true: Tensor, row: Result) -> float:
     eps = torch.finfo(getattr(torch, row.dtype)).eps
     if true.dim() == 1:  # dgamma: a plain sum of the rows in float32 strays like a random walk
         eps += math.sqrt(row.shape.rows) * torch.finfo(torch.float32).eps

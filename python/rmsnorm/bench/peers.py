@@ -12,7 +12,7 @@ import torch
 from rmsnorm.bench.harness import cores, name_of
 from rmsnorm.bench.ways import EPSILON, Case, Passes
 
-ONNX, JAX = "ONNX Runtime", "JAX"
+ONNX, JAX, LIGER, QUACK = "ONNX Runtime", "JAX", "Liger", "Quack"  # the last two: cuda/peers.py
 
 
 def onnx_runtime(case: Case, threads: int) -> Passes:

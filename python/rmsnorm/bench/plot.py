@@ -1,16 +1,16 @@
-"""The plot of `rmsnorm bench`: a roofline, bytes moved per second over the bytes of a call."""
+"""The plots: `rmsnorm bench`'s is a roofline, bytes moved per second over the bytes of a call."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmsnorm.bench.kernels import LIMITS, ONEDNN, Kernel, limit
 from rmsnorm.bench.measure import FORWARD, Row
-from rmsnorm.bench.peers import JAX, ONNX
-from rmsnorm.bench.ways import COMPILED, COPY, FUSED, INTO, SMALL, TORCH
+from rmsnorm.bench.peers import JAX, LIGER, ONNX, QUACK
+from rmsnorm.bench.ways import COMPILED, COPY, FUSED, INTO, OPERATOR, SMALL, TORCH
 
 _COLORS = {
     COPY: "#b4480a",
@@ -22,6 +22,9 @@ _COLORS = {
     SMALL: "#c3b08f",
     ONNX: "#d08aa8",
     JAX: "#3ba59a",
+    OPERATOR: "#5b9bd5",
+    LIGER: "#d08aa8",
+    QUACK: "#3ba59a",
 }
 _HIDDEN = {name for names in LIMITS.values() for name in names}  # their best is drawn as the copy
 
@@ -33,12 +36,29 @@ Points = dict[tuple[str, str], dict[str, list[tuple[int, float]]]]
 
 def draw(path: Path, rows: Sequence[Row], cells: Sequence[Kernel], about: dict[str, Any]) -> bool:
     """Write the plot as PNG, of all threads and contiguous shapes; False without matplotlib."""
+    title = f"{about['cpu']}, {about['cores']} threads · torch {about['torch']}"
+    labels = ("bytes that the call has to move", "GB moved per second")
+    return save(path, _points(rows, cells), _panel, labels, title)
+
+
+def save(
+    path: Path,
+    points: Points,
+    panel: Callable[[Any, dict[str, list[tuple[int, float]]]], None],
+    labels: tuple[str, str],
+    title: str,
+) -> bool:
+    """Write a PNG of one panel for each key of `points`; False without matplotlib.
+
+    Args:
+        panel: draws the points of one panel.
+        labels: of the horizontal and the vertical axis.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    points = _points(rows, cells)
     whats, dtypes = ([*dict.fromkeys(key[i] for key in points)] for i in (0, 1))
     figure = Figure(
         figsize=(5.2 * len(dtypes) + 1.6, 3 * len(whats) + 0.5), dpi=110, layout="constrained"
@@ -47,20 +67,31 @@ def draw(path: Path, rows: Sequence[Row], cells: Sequence[Kernel], about: dict[s
     panels: Any = figure.subplots(len(whats), len(dtypes), sharex=True, sharey="row", squeeze=False)
     for i, what in enumerate(whats):
         for j, dtype in enumerate(dtypes):
-            _panel(panels[i][j], f"{what}, {dtype}", points.get((what, dtype), {}))
-        panels[i][0].set_ylabel("GB moved per second")
+            axes = panels[i][j]
+            panel(axes, points.get((what, dtype), {}))
+            axes.set_title(f"{what}, {dtype}", loc="left", fontsize=9, weight="bold")
+            axes.grid(color="#ececec")
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[i][0].set_ylabel(labels[1])
     for axes in panels[-1]:
-        axes.set_xlabel("bytes that the call has to move")
+        axes.set_xlabel(labels[0])
     named = {
         name: line
         for axes in panels.flat
         for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(named.values(), named.keys(), loc="outside right upper", frameon=False)
-    title = f"{about['cpu']}, {about['cores']} threads · torch {about['torch']}"
     figure.suptitle(title, fontsize=9, color="#666")
     figure.savefig(path)
     return True
+
+
+def line(axes: Any, name: str, xs: Sequence[float], ys: Sequence[float], label: str = "") -> None:
+    """A way's line, in the colour and style that it has in every plot."""
+    way = name.removesuffix(_WRONG)
+    dashed = ":" if way != name else "--" if name == COPY else "-"
+    wide = 2.2 if name == FUSED else 1.3
+    axes.plot(xs, ys, dashed, color=_COLORS[way], lw=wide, marker=".", label=label or name)
 
 
 def _points(rows: Sequence[Row], cells: Sequence[Kernel]) -> Points:
@@ -84,17 +115,10 @@ def _points(rows: Sequence[Row], cells: Sequence[Kernel]) -> Points:
     return found
 
 
-def _panel(axes: Any, title: str, ways: dict[str, list[tuple[int, float]]]) -> None:
+def _panel(axes: Any, ways: dict[str, list[tuple[int, float]]]) -> None:
     for name, points in ways.items():
         moved, seconds = zip(*sorted(points), strict=True)
         rates = [size / taken / 1e9 for size, taken in zip(moved, seconds, strict=True)]
-        way = name.removesuffix(_WRONG)
-        dashed = ":" if way != name else "--" if name == COPY else "-"
-        wide = 2.2 if name == FUSED else 1.3
-        label = "copy, or stream" if name == COPY else name
-        axes.plot(moved, rates, dashed, color=_COLORS[way], lw=wide, marker=".", label=label)
+        line(axes, name, moved, rates, "copy, or stream" if name == COPY else name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_title(title, loc="left", fontsize=9, weight="bold")
-    axes.grid(color="#ececec")
-    axes.spines[["top", "right"]].set_visible(False)

@@ -39,10 +39,10 @@ class Shape:
         return Shape(*(int(number or 0) for number in found.groups()))
 
 
-def read() -> list[Shape]:
+def read(path: Path = DATA) -> list[Shape]:
     """All shapes, in the file's order."""
     keys = ("rows", "n", "row_stride")
     return [
         Shape(**{key: shape[key] for key in keys if key in shape})
-        for shape in json.loads(DATA.read_text())
+        for shape in json.loads(path.read_text())
     ]

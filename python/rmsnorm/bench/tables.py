@@ -22,12 +22,12 @@ _COLUMNS = {
     ONNX: "ORT",
     JAX: "JAX",
 }
-_SMALL_CALL = 2e-5  # seconds of the copy: below it, a call's time is its overhead
+SMALL_CALL = 2e-5  # seconds of the copy: below it, a call's time is its overhead
 
 
 def calls(rows: Sequence[Row]) -> Table:
     """Every way in multiples of the copy; small calls in microseconds."""
-    table = _table(
+    table = plain(
         "Multiples of the time to copy the bytes that the pass must move; small calls in "
         "microseconds. 'wrong': too far from float64 to be timed. –: not installed, or takes no "
         "such input, or has no such pass; bench.json says which. class: LLaMA's small operators; "
@@ -46,7 +46,7 @@ def calls(rows: Sequence[Row]) -> Table:
 
 def memory(found: Sequence[Memory]) -> Table:
     """What each way in PyTorch keeps for backward, and its peak."""
-    table = _table(
+    table = plain(
         "Bytes over the bytes of x: kept for the backward pass beyond x, gamma and y; allocated "
         "at once in a forward pass with its backward pass, results included.",
         ("memory", "way"),
@@ -61,10 +61,11 @@ def _cell(row: Row, name: str, copy: float) -> str:
     if name not in row.seconds:
         return "wrong" if row.missing.get(name) == "wrong" else "–"
     seconds = row.seconds[name]
-    return readable(seconds).replace(" ", "") if copy < _SMALL_CALL else f"{seconds / copy:.1f}"
+    return readable(seconds).replace(" ", "") if copy < SMALL_CALL else f"{seconds / copy:.1f}"
 
 
-def _table(caption: str, left: Sequence[str], right: Sequence[str]) -> Table:
+def plain(caption: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """A table without lines, of columns aligned to either side."""
     table = Table(
         box=None,
         pad_edge=False,

@@ -13,7 +13,8 @@ import rmsnorm
 from rmsnorm.bench.shapes import Shape
 
 EPSILON = 1e-6
-COPY, FUSED, INTO = "copy", "rmsnorm", "rmsnorm, out="
+COPY, FUSED, INTO, OPERATOR = "copy", "rmsnorm", "rmsnorm, out=", "rmsnorm, operator"
+OURS = (FUSED, INTO, OPERATOR)
 SMALL, TORCH, COMPILED = "small operators", "F.rms_norm", "torch.compile"
 
 
@@ -69,13 +70,15 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def compiled() -> Callable[[Tensor, Tensor], Tensor]:
-    """small_operators by torch.compile, for the shapes, dtypes and threads of now."""
+def compiled(
+    way: Callable[[Tensor, Tensor], Tensor] = small_operators,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A way by torch.compile, for the shapes, dtypes and threads of now."""
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # a pool of compilers would go on beside what is timed
     torch.compiler.reset()
-    return torch.compile(small_operators, dynamic=False)
+    return torch.compile(way, dynamic=False)
 
 
 def passes_of(way: Callable[[Tensor, Tensor], Tensor], case: Case) -> Passes:
