@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rmsnorm.bench.cuda.measure import CudaRow
 from rmsnorm.bench.cuda.rotation import BACKWARD, CALL
+from rmsnorm.bench.cuda.timing import CudaRow
 from rmsnorm.bench.harness import readable
 from rmsnorm.bench.measure import FORWARD
 from rmsnorm.bench.ways import FUSED, OPERATOR, TORCH

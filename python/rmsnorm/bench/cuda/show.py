@@ -12,8 +12,8 @@ from rich.table import Table
 
 from rmsnorm.bench import plot
 from rmsnorm.bench.cuda.goals import Verdict, share
-from rmsnorm.bench.cuda.measure import COPIES, CudaRow
 from rmsnorm.bench.cuda.rotation import CALL
+from rmsnorm.bench.cuda.timing import COPIES, CudaRow
 from rmsnorm.bench.harness import readable
 from rmsnorm.bench.peers import LIGER, QUACK
 from rmsnorm.bench.tables import SMALL_CALL, plain

@@ -64,7 +64,7 @@ class Budget:
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._end = clock() + seconds
-        self._ready = seconds / 6  # three ways that compile may take half of it
+        self._ready = seconds / 5  # there are three ways that compile
         self._taken: dict[str, float] = defaultdict(float)
 
     @contextmanager
