@@ -6,9 +6,9 @@ import time
 import matplotlib.image
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
+from bench_tables import shown
 from rmsnorm.bench import harness, kernels, memory, peers, shapes, tables
 from rmsnorm.bench.measure import BOTH, FORWARD, expected, measure, pytorch_ways
 from rmsnorm.bench.shapes import Shape
@@ -30,13 +30,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def rows_of(case, ways, repeats=1):
     return {row.part: row for row in measure(case, ways, expected(case), repeats)}
-
-
-def shown(table) -> str:
-    console = Console(width=200)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
 
 
 def test_candidates_warm_up_and_then_take_turns_in_a_changing_order_each_after_itself():

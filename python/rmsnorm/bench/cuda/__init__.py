@@ -12,10 +12,11 @@ import torch
 from rich.progress import Progress
 
 from rmsnorm.bench.cuda import show
+from rmsnorm.bench.cuda.budget import Budget
 from rmsnorm.bench.cuda.device import Device, NoGpu, gpu
 from rmsnorm.bench.cuda.goals import judge
 from rmsnorm.bench.cuda.rotation import BACKWARD, CALL, Cell
-from rmsnorm.bench.cuda.timing import Budget, CudaRow, measure, measure_calls
+from rmsnorm.bench.cuda.timing import CudaRow, measure, measure_calls
 from rmsnorm.bench.harness import console, machine, progress
 from rmsnorm.bench.measure import FORWARD
 from rmsnorm.bench.shapes import Shape

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsnorm.bench.cuda.budget import Budget
 from rmsnorm.bench.cuda.device import Call, Device
 from rmsnorm.bench.cuda.peers import PEERS, Way, backward_of, forward_of, operator_of
 from rmsnorm.bench.cuda.rotation import BACKWARD, Cell, Slot, fill
@@ -56,35 +54,6 @@ class CudaRow(Result):
     def copy(self) -> float:
         """Seconds of the faster copy of as many bytes."""
         return min(self.seconds[name] for name in COPIES if name in self.seconds)
-
-
-class Budget:
-    """Seconds that all cells share, and how many of them each way has taken to get ready."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._end = clock() + seconds
-        self._ready = seconds / 5  # there are three ways that compile
-        self._taken: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def getting_ready(self, name: str) -> Iterator[None]:
-        """Counts what is done inside."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._taken[name] += self._clock() - start
-
-    def used_up(self, name: str) -> str:
-        """Why a way may not get ready for one more cell; "" where it may."""
-        taken = self._taken[name]
-        return f"left out: {taken:.0f} s of getting ready are used up" * (taken > self._ready)
-
-    def repeats(self, cells_left: int, seconds: float) -> int:
-        """For a cell, this one counted among those left, of which one repeat takes `seconds`."""
-        share = (self._end - self._clock()) / cells_left
-        return min(51, max(5, int(share / seconds)))
 
 
 def measure(
