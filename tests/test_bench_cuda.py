@@ -341,6 +341,22 @@ def test_a_short_budget_lowers_repeats_and_stops_ways_that_take_long_to_get_read
     assert "left out" in found.missing["slow"] and FUSED in found.seconds
 
 
+def test_cells_that_are_left_leave_fewer_repeats_to_each():
+    class Instant(Cpu):
+        def record(self, run):
+            return lambda: None
+
+        def seconds(self, run):
+            return 1e-2
+
+    def repeats(cells_left):
+        budget = Budget(3, clock=lambda: 0.0)
+        return timing.measure(cell(), Instant(), budget, cells_left, peers=OURS_AND_TORCH).repeats
+
+    assert repeats(cells_left=1) == 37  # each takes 4 ways, 2 times, 10 ms
+    assert repeats(cells_left=3) == 12
+
+
 def test_calls_from_python_are_timed_by_the_clock_with_what_they_queued(monkeypatch):
     waited = []
 
