@@ -77,7 +77,7 @@ def _short(name: str) -> str:
 
 
 def main() -> int:
-    console = Console()
+    console = Console(width=120)
     ptx = _cuobjdump("-ptx")
     counted = operations(ptx)
     wrong = forbidden(ptx)

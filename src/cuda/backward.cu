@@ -195,7 +195,7 @@ __device__ void FoldTeams(const Team& team, const Plan& plan, int64_t n,
 
 // Of a block: each has the registers for the sums of its columns in two leaves.
 template <bool kVectors, class TX>
-constexpr int kGradientThreads = kVectors && std::is_same_v<TX, float> ? 512 : 256;
+constexpr int kGradientThreads = kVectors && std::is_same_v<TX, float> ? 448 : 256;
 
 // Rows that pass through a block's memory, `stages` of them at a time.
 template <bool kVectors, class TX, class TDY, int kSteps>
@@ -398,8 +398,9 @@ void LaunchLong(const Args& args, Queue& queue) {
   LaunchFold<Real>(args, leaves, queue);
 }
 
+// False, and nothing is launched: the GPU has no room for such a cluster.
 template <bool kVectors, class TX, class TDY, int kSteps>
-void LaunchHeld(const Args& args, const GradientPlan& plan, int64_t shared_bytes, Queue& queue) {
+bool LaunchHeld(const Args& args, const GradientPlan& plan, int64_t shared_bytes, Queue& queue) {
   using R = Ring<kVectors, TX, TDY, kSteps>;
   const int threads = plan.rows.threads * plan.rows.teams;
   const auto bytes = [&](int stages) {
@@ -409,9 +410,12 @@ void LaunchHeld(const Args& args, const GradientPlan& plan, int64_t shared_bytes
   int stages = 2 * int{kLeafSteps} / kSteps;
   while (stages > 1 && bytes(stages) > shared_bytes) stages /= 2;
   const Grid grid = {plan.pieces * plan.rows.blocks, threads, plan.rows.blocks, bytes(stages)};
-  queue.Launch(HeldGradients<kVectors, TX, TDY, kSteps>, grid, args, plan, stages,
+  const auto kernel = HeldGradients<kVectors, TX, TDY, kSteps>;
+  if (!queue.HasRoomFor(kernel, grid)) return false;
+  queue.Launch(kernel, grid, args, plan, stages,
                args.dgamma != nullptr ? static_cast<float*>(args.workspace) : nullptr);
   if (args.dgamma != nullptr) LaunchFold<float>(args, plan.pieces, queue);
+  return true;
 }
 
 template <bool kVectors, class TX, class TDY>
@@ -424,15 +428,10 @@ void LaunchOn(const Args& args, Queue& queue) {
         static_cast<int>(std::min<int64_t>(fitting, kGradientThreads<kVectors, TX>));
     const GradientPlan plan =
         PlanGradient(args.rows, args.n, kLeafThreads<TX>, max_threads, queue.MaxCluster());
-    if (plan.rows.held && plan.rows.steps == 1) {
-      return LaunchHeld<kVectors, TX, TDY, 1>(args, plan, shared_bytes, queue);
-    } else if (plan.rows.held && plan.rows.steps == 2) {
-      return LaunchHeld<kVectors, TX, TDY, 2>(args, plan, shared_bytes, queue);
-    } else if (plan.rows.held && plan.rows.steps == 4) {
-      return LaunchHeld<kVectors, TX, TDY, 4>(args, plan, shared_bytes, queue);
-    } else if (plan.rows.held) {
-      return LaunchHeld<kVectors, TX, TDY, 8>(args, plan, shared_bytes, queue);
-    }
+    const auto launch = [&]<int kSteps>(std::integral_constant<int, kSteps>) {
+      return LaunchHeld<kVectors, TX, TDY, kSteps>(args, plan, shared_bytes, queue);
+    };
+    if (plan.rows.held && VisitSteps(plan.rows.steps, launch)) return;
   }
   LaunchLong<kVectors, TX, TDY>(args, queue);
 }

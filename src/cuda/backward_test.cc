@@ -62,6 +62,11 @@ TEST_P(BackwardOnEveryGpu, LongRowsHaveTheBitsOfTheReference) {
   ExpectReferenceBits({.rows = 2, .n = (1 << 20) + 1});
 }
 
+TEST_P(BackwardOnEveryGpu, WithoutRoomForAClusterLongRowsHaveTheBitsOfTheReference) {
+  testing::Play(GetParam(), /*seed=*/0, /*most_clusters=*/0);
+  for (const int64_t n : {20000, 100000}) ExpectReferenceBits({.rows = 18, .n = n});
+}
+
 TEST_P(BackwardOnEveryGpu, HardRowsHaveTheBitsOfTheReference) {
   for (const double epsilon : {0.0, 1e-6}) {
     for (const int64_t n : {5, 64, 100, 200, 513, 2500}) {

@@ -194,15 +194,13 @@ void LaunchOn(const rmsnorm_forward_args& args, Queue& queue) {
     const int64_t block_rows = int64_t{plan.teams} * (kLeafSteps / plan.steps);
     const Grid grid = {CeilDiv(args.rows, block_rows) * plan.blocks, plan.threads * plan.teams,
                        plan.blocks, sizeof(Exchange)};
-    if (plan.held && plan.steps == 1) {
-      return queue.Launch(HeldRows<kVectors, TX, TY, 1>, grid, args, plan);
-    } else if (plan.held && plan.steps == 2) {
-      return queue.Launch(HeldRows<kVectors, TX, TY, 2>, grid, args, plan);
-    } else if (plan.held && plan.steps == 4) {
-      return queue.Launch(HeldRows<kVectors, TX, TY, 4>, grid, args, plan);
-    } else if (plan.held) {
-      return queue.Launch(HeldRows<kVectors, TX, TY, 8>, grid, args, plan);
-    }
+    const auto launch = [&]<int kSteps>(std::integral_constant<int, kSteps>) {
+      const auto kernel = HeldRows<kVectors, TX, TY, kSteps>;
+      if (!queue.HasRoomFor(kernel, grid)) return false;
+      queue.Launch(kernel, grid, args, plan);
+      return true;
+    };
+    if (plan.held && VisitSteps(plan.steps, launch)) return;
   }
   queue.Launch(LongRows<kVectors, TX, TY>, {args.rows, kReadTwice.threads, 1, sizeof(Exchange)},
                args, kReadTwice);

@@ -48,6 +48,11 @@ TEST_P(ForwardOnEveryGpu, LongRowsHaveTheBitsOfTheReference) {
   }
 }
 
+TEST_P(ForwardOnEveryGpu, WithoutRoomForAClusterLongRowsHaveTheBitsOfTheReference) {
+  testing::Play(GetParam(), /*seed=*/0, /*most_clusters=*/0);
+  for (const int64_t n : {20000, 100000}) ExpectReferenceBits({.rows = 3, .n = n});
+}
+
 TEST_P(ForwardOnEveryGpu, HardRowsHaveTheBitsOfTheReference) {
   for (const double epsilon : {0.0, 1e-6}) {
     for (const int64_t n : {5, 64, 100, 200, 513, 2500, 9000, 40000}) {

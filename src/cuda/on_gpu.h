@@ -23,15 +23,16 @@ inline std::vector<Gpu> Gpus() {
   return {{"sm_80", 8, 163}, {"sm_90", 9, 227}, {"sm_120", 12, 99}};
 }
 
-inline void Play(const Gpu& gpu, uint64_t seed) {
+inline void Play(const Gpu& gpu, uint64_t seed, int most_clusters = 1) {
   executor::Device& device = *executor::executor_device();
+  device.most_clusters = most_clusters;
   device.major = gpu.major;
   device.shared_bytes = gpu.shared_kilobytes << 10;
   device.seed = seed;
 }
 #else
 inline std::vector<Gpu> Gpus() { return {{"here"}}; }
-inline void Play(const Gpu&, uint64_t) {}
+inline void Play(const Gpu&, uint64_t, int = 1) {}
 #endif
 
 // A copy of bytes in the GPU's memory, `offset` bytes past an aligned address.

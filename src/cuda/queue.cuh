@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "cuda/launch.h"
 #include "cuda/plan.h"
@@ -21,6 +22,15 @@ inline bool FitsVectors(const rmsnorm_matrix& m, int64_t rows) {
 }
 inline bool FitsVectors(const rmsnorm_vector& v) {
   return reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
+}
+
+// Calls f with the constant that a plan's steps are.
+template <class F>
+bool VisitSteps(int steps, const F& f) {
+  if (steps == 1) return f(std::integral_constant<int, 1>{});
+  if (steps == 2) return f(std::integral_constant<int, 2>{});
+  if (steps == 4) return f(std::integral_constant<int, 4>{});
+  return f(std::integral_constant<int, 8>{});
 }
 
 // The blocks and threads of a kernel; those of one cluster stand side by side.
@@ -41,6 +51,18 @@ class Queue {
   int MaxCluster() { return Attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? kMaxBlocks : 1; }
   int64_t SharedBytes() { return Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
+  // Whether the GPU, or the part of it that this process has, can run a cluster of the grid's
+  // blocks.
+  template <class... Params>
+  bool HasRoomFor(void (*kernel)(Params...), const Grid& grid) {
+    if (grid.cluster == 1 || grid.blocks == 0) return true;
+    int clusters = 0;
+    cudaLaunchAttribute cluster;
+    const cudaLaunchConfig_t config = Prepare(kernel, grid, cluster);
+    Check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    return clusters > 0 || refusal_.text != nullptr;
+  }
+
   // Nothing is queued after a refusal.
   template <class... Params, class... Args>
   void Launch(void (*kernel)(Params...), const Grid& grid, const Args&... args) {
@@ -49,21 +71,8 @@ class Queue {
       refusal_.text = "more blocks than a grid holds";
       return;
     }
-    constexpr int64_t kUsualBytes = 48 << 10;
-    if (grid.shared_bytes > kUsualBytes) {
-      Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(grid.shared_bytes)));
-    }
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
-    config.blockDim = dim3(static_cast<unsigned>(grid.threads));
-    config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
-    config.stream = stream_;
-    config.attrs = &cluster;
-    config.numAttrs = grid.cluster > 1 ? 1 : 0;
+    cudaLaunchAttribute cluster;
+    const cudaLaunchConfig_t config = Prepare(kernel, grid, cluster);
     if (refusal_.text == nullptr) Check(cudaLaunchKernelEx(&config, kernel, args...));
   }
 
@@ -74,6 +83,28 @@ class Queue {
     int value = 0;
     Check(cudaDeviceGetAttribute(&value, attribute, device_));
     return value;
+  }
+
+  // cluster: outlives the use of what is returned.
+  template <class... Params>
+  cudaLaunchConfig_t Prepare(void (*kernel)(Params...), const Grid& grid,
+                             cudaLaunchAttribute& cluster) {
+    constexpr int64_t kUsualBytes = 48 << 10;
+    if (grid.shared_bytes > kUsualBytes) {
+      Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared_bytes)));
+    }
+    cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
+    config.stream = stream_;
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1 ? 1 : 0;
+    return config;
   }
 
   void Check(cudaError_t error) {

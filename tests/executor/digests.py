@@ -18,6 +18,7 @@ class Device(ctypes.Structure):
         ("shared_bytes", ctypes.c_int),
         ("seed", ctypes.c_uint64),
         ("launches", ctypes.c_int64),
+        ("most_clusters", ctypes.c_int),
     )
 
 

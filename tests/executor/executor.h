@@ -21,6 +21,7 @@ struct Device {
   int shared_bytes = 227 << 10;  // that a block may ask for
   uint64_t seed = 0;             // of the order of blocks, and of threads between two barriers
   int64_t launches = 0;          // so far
+  int most_clusters = 1;         // at a time; 0: a cluster never fits
 };
 extern "C" [[gnu::visibility("default")]] Device* executor_device();
 
@@ -58,6 +59,9 @@ T Shuffle(T value, int source) {
 }
 int LaneOfWarp();
 bool Any(bool mine);  // of the warp's threads
+
+// The memory that a block of the kernel may ask for: 48 KB until it is set.
+size_t& SharedBytesOf(void* kernel);
 
 void* OfBlock(const void* shared, unsigned block);
 unsigned ClusterBlocks();
@@ -211,9 +215,10 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int shared_bytes) {
-  return shared_bytes <= executor::executor_device()->shared_bytes ? cudaSuccess
-                                                                   : cudaErrorInvalidValue;
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int shared_bytes) {
+  if (shared_bytes > executor::executor_device()->shared_bytes) return cudaErrorInvalidValue;
+  executor::SharedBytesOf(reinterpret_cast<void*>(kernel)) = shared_bytes;
+  return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid argument";
@@ -224,15 +229,24 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
+  *clusters = executor::executor_device()->most_clusters;
+  return cudaSuccess;
+}
+
 // The kernel's parameters are copied, as a GPU copies them.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Args... args) {
   const executor::Device& device = *executor::executor_device();
   const unsigned cluster = config->numAttrs > 0 ? config->attrs->val.clusterDim.x : 1;
-  const bool fits = config->gridDim.x > 0 && config->gridDim.x % cluster == 0 && cluster <= 8 &&
-                    (cluster == 1 || device.major >= 9) && config->blockDim.x <= 1024 &&
-                    config->dynamicSmemBytes <= static_cast<size_t>(device.shared_bytes);
+  const bool fits =
+      config->gridDim.x > 0 && config->gridDim.x % cluster == 0 && cluster <= 8 &&
+      (cluster == 1 || device.major >= 9) && config->blockDim.x <= 1024 &&
+      config->dynamicSmemBytes <= static_cast<size_t>(device.shared_bytes) &&
+      config->dynamicSmemBytes <= executor::SharedBytesOf(reinterpret_cast<void*>(kernel)) &&
+      (cluster == 1 || device.most_clusters > 0);
   if (!fits) return cudaErrorInvalidValue;
   executor::Run({config->gridDim, config->blockDim, cluster, config->dynamicSmemBytes},
                 [&] { kernel(args...); });
