@@ -195,7 +195,7 @@ __device__ void FoldTeams(const Team& team, const Plan& plan, int64_t n,
 
 // Of a block: each has the registers for the sums of its columns in two leaves.
 template <bool kVectors, class TX>
-constexpr int kGradientThreads = kVectors && std::is_same_v<TX, float> ? 448 : 256;
+constexpr int kGradientThreads = kVectors && std::is_same_v<TX, float> ? 384 : 256;
 
 // Rows that pass through a block's memory, `stages` of them at a time.
 template <bool kVectors, class TX, class TDY, int kSteps>
