@@ -263,8 +263,7 @@ bool Validate(const rmsnorm_forward_args* args, Message& message) {
   return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), writes[0].name, message);
 }
 
-bool Validate(const rmsnorm_backward_args* args, LeastWorkspace least_workspace,
-              Message& message) {
+bool Validate(const rmsnorm_backward_args* args, LeastWorkspace least_workspace, Message& message) {
   if (!CheckArgs(args, args ? args->size : 0, sizeof(rmsnorm_backward_args), message)) return false;
   const rmsnorm_backward_args& a = *args;
   const TensorSpec& dy = kRmsNormBackward.inputs[0];

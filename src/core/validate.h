@@ -15,7 +15,8 @@ struct Message {
 
 // Whether a call may run; if not, message says why.
 [[nodiscard]] bool Validate(const rmsnorm_forward_args* args, Message& message);
-// least_workspace: the bytes that a call for dgamma needs, given rows, n and dtypes that were checked.
+// least_workspace: the bytes that a call for dgamma needs, given rows, n and dtypes that were
+// checked.
 using LeastWorkspace = int64_t (*)(const rmsnorm_backward_args& args);
 [[nodiscard]] bool Validate(const rmsnorm_backward_args* args, LeastWorkspace least_workspace,
                             Message& message);
