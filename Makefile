@@ -106,7 +106,7 @@ mutants: $(BIN)/.requirements ## break the source on purpose: which test notices
 gpu-bundle: $(BIN)/.requirements ## what gpu-check needs on a machine without a network; GPU_PYTHON there
 	@tools/gpu_bundle.sh build/gpu-bundle $(GPU_PYTHON)
 
-gpu-check: ## on a machine with a GPU: build, all tests there, sanitizer, benchmark; 9 minutes
+gpu-check: ## on a machine with a GPU: build, tests, sanitizer, benchmark
 	@tools/gpu_check.sh
 
 clean: ## remove what was built; .venv stays

@@ -62,6 +62,21 @@ def test_out_and_in_place_have_the_bits_of_a_fresh_output(dtype):
     assert same_bits(rmsnorm.rms_norm(x, gamma, out=x), expected)
 
 
+def test_more_than_2_to_31_elements_have_the_bits_of_the_cpu():
+    rows, n = (1 << 20) + 1, 2048
+    if torch.cuda.mem_get_info()[0] < 5 * 2 * rows * n:
+        pytest.skip("too little memory")
+    x = torch.randn(64, n).bfloat16().repeat(-(-rows // 64), 1)[:rows].cuda()
+    gamma = torch.randn(n)
+    y, rstd = rmsnorm.npu_rms_norm(x, gamma.cuda())
+    dx, _ = rmsnorm.npu_rms_norm_backward(x, x, gamma.cuda(), rstd)
+    for part in (slice(0, 64), slice(rows - 64, rows)):
+        on_cpu = x[part].cpu()
+        expected = forward_and_backward(on_cpu, gamma, on_cpu)
+        for a, b in zip((y, rstd, dx), expected, strict=False):
+            assert same_bits(a[part].cpu(), b)
+
+
 def test_work_goes_to_the_current_stream():
     x, gamma = torch.zeros(2048, 4096, device="cuda"), torch.ones(4096, device="cuda")
     stream = torch.cuda.Stream()

@@ -19,6 +19,7 @@ from norms import (
     every_dtype,
     right,
 )
+from rmsnorm.library import why_no_cuda
 from rmsnorm.patch import patch
 
 
@@ -101,9 +102,13 @@ class TestLeft:
         model = NormBlock(nn.PReLU(5), nn.PReLU(1), nn.Linear(5, 1), nn.Embedding(5, 1))
         assert patch(model) == rmsnorm.Report((), ())
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
     def test_a_norm_on_a_device_without_kernels_is_left(self):
-        with FakeTensorMode(), torch.device("xpu"):
-            model = nn.Sequential(nn.RMSNorm(8))
-        report = patch(model)
-        assert not report.replaced
-        assert report.left[0].reason.startswith("is on xpu; this build runs on cpu")
+        for device, reason in {
+            "xpu": "is on xpu; the fused kernels run on CPUs and on CUDA",
+            "cuda": f"is on {why_no_cuda()}",
+        }.items():
+            with FakeTensorMode(), torch.device(device):
+                model = nn.Sequential(nn.RMSNorm(8))
+            report = patch(model)
+            assert not report.replaced and report.left[0].reason == reason

@@ -125,11 +125,10 @@ RMSNORM_API size_t rmsnorm_backward_workspace(int64_t rows, int64_t n,
 // The same operators on a GPU of NVIDIA's, with the same bits: all data in memory that the calling
 // thread's current device can read and write. They check the arguments, queue the work on `stream`
 // (a cudaStream_t; NULL: the default stream) of that device and return; they allocate nothing and
-// wait for nothing, so that a CUDA graph can capture them. Data that isn't aligned to 16 bytes, or
-// rows whose strides aren't, take longer.
+// wait for nothing, so that a CUDA graph can capture them once a first call has loaded the kernels.
+// Data that isn't aligned to 16 bytes, or rows whose strides aren't, take longer.
 // Bits: the same on every GPU, and as on a CPU.
-// Cost: as above; rows too long for a multiprocessor's memory (or for those of a cluster) are read
-// twice.
+// Cost: as above; rows too long for a multiprocessor's memory (or for a cluster's) are read twice.
 // Errors: RMSNORM_INVALID_ARGUMENT; RMSNORM_NO_DEVICE, and the message says what is missing;
 // RMSNORM_DEVICE_ERROR, with CUDA's own words.
 RMSNORM_API rmsnorm_status rmsnorm_cuda_forward(const rmsnorm_forward_args* args, void* stream);

@@ -108,11 +108,6 @@ def use_cpu_target(name: str | None) -> None:
     check(core().rmsnorm_use_cpu_target(None if name is None else name.encode()))
 
 
-def has_cuda_code() -> bool:
-    """Whether this build can run on NVIDIA's GPUs, where there is one."""
-    return (FOLDER / "librmsnorm_cuda.so").exists()
-
-
 def why_no_cuda() -> str | None:
     """What a call for the current GPU lacks here: code for it, a driver, a GPU. None: nothing."""
     no_rows = ForwardArgs(ctypes.sizeof(ForwardArgs), 0, 1)

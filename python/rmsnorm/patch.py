@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm.forms import DTYPES, Form, Match, NotRmsNorm, find_forms
-from rmsnorm.library import has_cuda_code
+from rmsnorm.library import why_no_cuda
 from rmsnorm.module import RMSNorm
 
 _WIDEST = 2**17  # elements of a gamma; a parameter with more is a matrix
@@ -229,9 +229,10 @@ def _verdict(module: torch.nn.Module, model_dtype: torch.dtype) -> tuple[Match, 
     if len(held) > 1 or any(name in module._buffers for name in names):
         return f"holds {', '.join(names)}; a norm that can be fused holds one scale or nothing"
     devices = {parameter.device.type for parameter in module.parameters()}
-    ours = {"cpu", "cuda"} if has_cuda_code() else {"cpu"}
-    if elsewhere := devices - ours - {"meta"}:
-        return f"is on {', '.join(sorted(elsewhere))}; this build runs on {', '.join(sorted(ours))}"
+    if elsewhere := devices - {"cpu", "cuda", "meta"}:
+        return f"is on {', '.join(sorted(elsewhere))}; the fused kernels run on CPUs and on CUDA"
+    if "cuda" in devices and (lack := why_no_cuda()):
+        return f"is on {lack}"  # cuda: …
     for name, shape, dtype in held:
         if dtype not in DTYPES:
             return f"its {name} is {_short(dtype)}"

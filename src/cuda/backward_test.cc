@@ -101,6 +101,15 @@ TEST_P(BackwardOnEveryGpu, TheOrderOfBlocksAndThreadsChangesNoBit) {
   }
 }
 
+// Each kind of kernel once, for compute-sanitizer, which takes hundreds of times as long.
+TEST_P(BackwardOnEveryGpu, SanitizedKernelsHaveTheBitsOfTheReference) {
+  for (const rmsnorm_dtype dtype : testing::kDtypes) {
+    for (const int64_t n : {64, 100, 128, 256, 1000, 4096, 20480}) {
+      ExpectReferenceBits({.x = dtype, .y = dtype, .rows = 35, .n = n});
+    }
+  }
+}
+
 TEST_P(BackwardOnEveryGpu, EachGradientAloneHasTheBitsOfBothTogether) {
   for (const int64_t n : {577, 200000}) {
     ExpectReferenceBits({.rows = 50, .n = n}, {.dx = false});

@@ -80,6 +80,15 @@ TEST_P(ForwardOnEveryGpu, EveryAddressAndStrideHasTheBitsOfTheReference) {
   }
 }
 
+// Each kind of kernel once, for compute-sanitizer, which takes hundreds of times as long.
+TEST_P(ForwardOnEveryGpu, SanitizedKernelsHaveTheBitsOfTheReference) {
+  for (const rmsnorm_dtype dtype : testing::kDtypes) {
+    for (const int64_t n : {64, 100, 128, 256, 1000, 4096, 20480}) {
+      ExpectReferenceBits({.x = dtype, .y = dtype, .rows = 35, .n = n});
+    }
+  }
+}
+
 TEST_P(ForwardOnEveryGpu, InPlaceGivesTheSameBits) {
   for (const int64_t n : {5, 64, 600, 20000, 300000}) {
     ExpectReferenceBits({.rows = 4, .n = n}, {.in_place = true});

@@ -3,9 +3,6 @@
 #ifndef RMSNORM_CUDA_LAUNCH_H_
 #define RMSNORM_CUDA_LAUNCH_H_
 
-#include <cstddef>
-#include <cstdint>
-
 #include "rmsnorm/rmsnorm.h"
 
 namespace rmsnorm::cuda {

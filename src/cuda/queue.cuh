@@ -56,6 +56,9 @@ class Queue {
   template <class... Params>
   bool HasRoomFor(void (*kernel)(Params...), const Grid& grid) {
     if (grid.cluster == 1 || grid.blocks == 0) return true;
+    cudaFuncAttributes attributes = {};
+    Check(cudaFuncGetAttributes(&attributes, kernel));
+    if (attributes.ptxVersion < 90) return false;  // made for GPUs without clusters, by the driver
     int clusters = 0;
     cudaLaunchAttribute cluster;
     const cudaLaunchConfig_t config = Prepare(kernel, grid, cluster);
@@ -66,7 +69,12 @@ class Queue {
   // Nothing is queued after a refusal.
   template <class... Params, class... Args>
   void Launch(void (*kernel)(Params...), const Grid& grid, const Args&... args) {
-    if (refusal_.text != nullptr || grid.blocks == 0) return;
+    if (refusal_.text != nullptr) return;
+    if (grid.blocks == 0) {
+      cudaFuncAttributes attributes;
+      return Check(
+          cudaFuncGetAttributes(&attributes, kernel));  // a call without rows asks for this
+    }
     if (grid.blocks > std::numeric_limits<int32_t>::max()) {
       refusal_.text = "more blocks than a grid holds";
       return;
@@ -110,13 +118,14 @@ class Queue {
   void Check(cudaError_t error) {
     if (error == cudaSuccess || refusal_.text != nullptr) return;
     refusal_ = {error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver ||
-                    error == cudaErrorNoKernelImageForDevice,
+                    error == cudaErrorNoKernelImageForDevice ||
+                    error == cudaErrorInvalidDeviceFunction,
                 cudaGetErrorString(error)};
     int driver = 0;
     if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
       refusal_.text = "no driver for NVIDIA's GPUs is installed";
     }
-    cudaGetLastError();  // the error is told here, and not again by a later call of the program's
+    cudaGetLastError();  // told here, and not again by a later call
   }
 
   cudaStream_t stream_;

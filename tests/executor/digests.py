@@ -19,6 +19,7 @@ class Device(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("launches", ctypes.c_int64),
         ("most_clusters", ctypes.c_int),
+        ("refusal", ctypes.c_int),
     )
 
 

@@ -22,6 +22,7 @@ struct Device {
   uint64_t seed = 0;             // of the order of blocks, and of threads between two barriers
   int64_t launches = 0;          // so far
   int most_clusters = 1;         // at a time; 0: a cluster never fits
+  int refusal = 0;               // the cudaError_t that a launch gets
 };
 extern "C" [[gnu::visibility("default")]] Device* executor_device();
 
@@ -64,7 +65,6 @@ bool Any(bool mine);  // of the warp's threads
 size_t& SharedBytesOf(void* kernel);
 
 void* OfBlock(const void* shared, unsigned block);
-unsigned ClusterBlocks();
 
 void Copy(void* to, const void* from, size_t bytes);
 void Commit();
@@ -86,9 +86,6 @@ struct alignas(8) uint2 {
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
 };
 
 #define __global__
@@ -173,7 +170,11 @@ enum cudaError_t {
   cudaErrorMemoryAllocation,
   cudaErrorNoDevice,
   cudaErrorInsufficientDriver,
-  cudaErrorNoKernelImageForDevice
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorInvalidDeviceFunction
+};
+struct cudaFuncAttributes {
+  int ptxVersion;
 };
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
@@ -220,8 +221,15 @@ cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int shared_by
   executor::SharedBytesOf(reinterpret_cast<void*>(kernel)) = shared_bytes;
   return cudaSuccess;
 }
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  attributes->ptxVersion = 10 * executor::executor_device()->major;
+  return static_cast<cudaError_t>(executor::executor_device()->refusal);
+}
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid argument";
+  return error == cudaSuccess                       ? "no error"
+         : error == cudaErrorNoKernelImageForDevice ? "no kernel image"
+                                                    : "invalid argument";
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = 13000;
@@ -248,6 +256,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       config->dynamicSmemBytes <= executor::SharedBytesOf(reinterpret_cast<void*>(kernel)) &&
       (cluster == 1 || device.most_clusters > 0);
   if (!fits) return cudaErrorInvalidValue;
+  if (device.refusal != 0) return static_cast<cudaError_t>(device.refusal);
   executor::Run({config->gridDim, config->blockDim, cluster, config->dynamicSmemBytes},
                 [&] { kernel(args...); });
   return cudaSuccess;
