@@ -33,6 +33,12 @@ def dtype_pairs() -> list[tuple[torch.dtype, torch.dtype]]:
     return list(itertools.product(DTYPES, DTYPES))
 
 
+def random_operands(shape: list[int], gamma_shape: list[int], dtypes: tuple) -> tuple[Tensor, ...]:
+    """x, gamma and dy; dtypes: x's and dy's, gamma's."""
+    x = torch.randn(shape).to(dtypes[0])
+    return x, torch.randn(gamma_shape).to(dtypes[1]), torch.randn(shape).to(dtypes[0])
+
+
 def bits(tensor: Tensor) -> Tensor:
     """The elements as integers, so that equal means equal bits, NaN and zeros included."""
     widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -15,16 +15,12 @@ from operands import (
     dtype_pairs,
     forward_and_backward,
     gamma_shapes,
+    random_operands,
     same_bits,
 )
 
 SMALL_SHAPES = [shape for shape in SHAPES if shape != [1024, 12288]]
 KERNELS = [target for target in rmsnorm.cpu_targets() if target != "reference"]
-
-
-def operands(shape: list[int], gamma_shape: list[int], dtypes: tuple) -> tuple[Tensor, ...]:
-    x = torch.randn(shape).to(dtypes[0])
-    return x, torch.randn(gamma_shape).to(dtypes[1]), torch.randn(shape).to(dtypes[0])
 
 
 def expect_reference_bits(x: Tensor, gamma: Tensor, dy: Tensor) -> None:
@@ -43,19 +39,19 @@ def expect_reference_bits(x: Tensor, gamma: Tensor, dy: Tensor) -> None:
 @pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
 def test_every_target_and_thread_count_has_the_bits_of_the_reference(shape, dtypes):
     for gamma_shape in gamma_shapes(shape):
-        expect_reference_bits(*operands(shape, gamma_shape, dtypes))
+        expect_reference_bits(*random_operands(shape, gamma_shape, dtypes))
 
 
 @pytest.mark.parametrize("dtypes", dtype_pairs(), ids=str)
 def test_a_large_batch_has_the_bits_of_the_reference(dtypes):
     for gamma_shape in gamma_shapes([1024, 12288]):
-        expect_reference_bits(*operands([1024, 12288], gamma_shape, dtypes))
+        expect_reference_bits(*random_operands([1024, 12288], gamma_shape, dtypes))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 1], ids=str)
 def test_a_row_alone_has_the_bits_it_has_in_its_batch(shape, dtype):
-    x, gamma, dy = operands(shape, shape[-1:], (dtype, dtype))
+    x, gamma, dy = random_operands(shape, shape[-1:], (dtype, dtype))
     y, rstd, dx, _ = forward_and_backward(x, gamma, dy)
     rows = [t.reshape(-1, t.shape[-1]) for t in (x, dy, y, rstd, dx)]
     for row in {0, rows[0].shape[0] // 2, rows[0].shape[0] - 1}:
@@ -97,7 +93,7 @@ def test_query_heads_inside_a_wider_projection_are_read_in_place_with_the_same_b
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_out_and_in_place_have_the_bits_of_a_fresh_output(dtype):
-    x, gamma, _ = operands([4, 33, 100], [100], (dtype, dtype))
+    x, gamma, _ = random_operands([4, 33, 100], [100], (dtype, dtype))
     expected = rmsnorm.rms_norm(x, gamma)
     out = torch.empty_like(x)
     assert rmsnorm.rms_norm(x, gamma, out=out) is out
@@ -109,7 +105,7 @@ def test_out_and_in_place_have_the_bits_of_a_fresh_output(dtype):
 
 
 def test_float32_output_of_16_bit_rows_rounds_to_the_16_bit_output():
-    x, gamma, _ = operands([4, 100], [100], (torch.bfloat16, torch.bfloat16))
+    x, gamma, _ = random_operands([4, 100], [100], (torch.bfloat16, torch.bfloat16))
     wide = rmsnorm.rms_norm(x, gamma, out_dtype=torch.float32)
     assert wide.dtype == torch.float32
     assert same_bits(wide.bfloat16(), rmsnorm.rms_norm(x, gamma))

@@ -5,17 +5,20 @@ import torch
 from torch import Tensor
 
 import rmsnorm
-from operands import DTYPES, SHAPES, dtype_pairs, forward_and_backward, gamma_shapes, same_bits
+from operands import (
+    DTYPES,
+    SHAPES,
+    dtype_pairs,
+    forward_and_backward,
+    gamma_shapes,
+    random_operands,
+    same_bits,
+)
 from rmsnorm import digests
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 LONG = [[3, 40000], [2, 300000], [5000, 96], [9000, 2050]]
-
-
-def operands(shape: list[int], gamma_shape: list[int], dtypes: tuple) -> tuple[Tensor, ...]:
-    x = torch.randn(shape).to(dtypes[0])
-    return x, torch.randn(gamma_shape).to(dtypes[1]), torch.randn(shape).to(dtypes[0])
 
 
 def expect_bits_of_the_cpu(on_cpu: tuple[Tensor, ...], on_gpu: tuple[Tensor, ...]) -> None:
@@ -30,13 +33,13 @@ def expect_bits_of_the_cpu(on_cpu: tuple[Tensor, ...], on_gpu: tuple[Tensor, ...
 @pytest.mark.parametrize("shape", [*SHAPES, *LONG], ids=str)
 def test_every_shape_has_the_bits_of_the_cpu(shape, dtypes):
     for gamma_shape in gamma_shapes(shape):
-        on_cpu = operands(shape, gamma_shape, dtypes)
+        on_cpu = random_operands(shape, gamma_shape, dtypes)
         expect_bits_of_the_cpu(on_cpu, tuple(t.cuda() for t in on_cpu))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strided_rows_have_the_bits_of_the_cpu(dtype):
-    x, gamma, dy = operands([6, 3, 131], [131], (dtype, dtype))
+    x, gamma, dy = random_operands([6, 3, 131], [131], (dtype, dtype))
     on_gpu = (x.cuda(), gamma.cuda(), dy.cuda())
     expect_bits_of_the_cpu(
         (x[:, 1], gamma, dy[:, 2]), (on_gpu[0][:, 1], on_gpu[1], on_gpu[2][:, 2])
@@ -56,7 +59,7 @@ def test_the_digests_are_the_recorded_ones():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_out_and_in_place_have_the_bits_of_a_fresh_output(dtype):
-    x, gamma, _ = (t.cuda() for t in operands([33, 1000], [1000], (dtype, dtype)))
+    x, gamma, _ = (t.cuda() for t in random_operands([33, 1000], [1000], (dtype, dtype)))
     expected = rmsnorm.rms_norm(x, gamma)
     assert same_bits(rmsnorm.rms_norm(x, gamma, out=torch.empty_like(x)), expected)
     assert same_bits(rmsnorm.rms_norm(x, gamma, out=x), expected)
@@ -91,7 +94,9 @@ def test_work_goes_to_the_current_stream():
 
 @pytest.mark.parametrize("n", [100, 4096, 40000, 300000])
 def test_a_graph_captures_forward_and_backward_and_replays_their_bits(n):
-    x, gamma, dy = (t.cuda() for t in operands([40, n], [n], (torch.bfloat16, torch.bfloat16)))
+    x, gamma, dy = (
+        t.cuda() for t in random_operands([40, n], [n], (torch.bfloat16, torch.bfloat16))
+    )
     forward_and_backward(x, gamma, dy)  # kernels are loaded before the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -111,7 +116,7 @@ def test_a_tensor_on_another_gpu_is_computed_there():
 
 
 def test_autocast_changes_nothing():
-    x, gamma, _ = (t.cuda() for t in operands([4, 96], [96], (torch.float32, torch.float32)))
+    x, gamma, _ = (t.cuda() for t in random_operands([4, 96], [96], (torch.float32, torch.float32)))
     with torch.autocast("cuda", dtype=torch.bfloat16):
         y = rmsnorm.rms_norm(x, gamma)
     assert same_bits(y, rmsnorm.rms_norm(x, gamma))

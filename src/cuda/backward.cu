@@ -41,7 +41,6 @@ class Ring {
   }
 
   __device__ void PutScale(int step, const Scale& scale) const { Put(scale, first_, step); }
-  __device__ Scale GetScale(int step) const { return Get<Scale>(first_, step); }
 
   // Asks for `rest` elements of a row's x and dy.
   __device__ void Ask(int64_t turn, const TX* x, const TDY* dy, int rest) const {
@@ -55,9 +54,15 @@ class Ring {
     asm volatile("" ::: "memory");  // no load of what was awaited moves up
     return Stage(turn);
   }
-  __device__ static X GetX(const uint4* stage, int step) { return Get<X>(stage, step); }
-  __device__ static Dy GetDy(const uint4* stage, int step) {
-    return Get<Dy>(stage + kXChunks * kWarp, step);
+
+  // One step of a row that has arrived.
+  struct Operands {
+    X x;
+    Dy dy;
+    Scale scale;
+  };
+  __device__ Operands At(const uint4* stage, int step) const {
+    return {Get<X>(stage, step), Get<Dy>(stage + kXChunks * kWarp, step), Get<Scale>(first_, step)};
   }
 
  private:
@@ -116,9 +121,7 @@ __device__ float SumOfTerms(const R& ring, const uint4* stage, int rest, float r
   for (int s = 0; s < kSteps; ++s) {
     const int count = rest - int{kLanes} * s;
     if (count <= 0) continue;
-    const auto x = ring.GetX(stage, s);
-    const auto dy = ring.GetDy(stage, s);
-    const auto scale = ring.GetScale(s);
+    const auto [x, dy, scale] = ring.At(stage, s);
 #pragma unroll
     for (int l = 0; l < R::kCount; ++l) {
       if (!kVectors && l >= count) continue;
@@ -150,9 +153,7 @@ __device__ void GradientsOfRow(const R& ring, const uint4* stage, int rest, floa
   for (int s = 0; s < kSteps; ++s) {
     const int count = rest - int{kLanes} * s;
     if (count <= 0) continue;
-    const auto x = ring.GetX(stage, s);
-    const auto dy = ring.GetDy(stage, s);
-    const auto scale = ring.GetScale(s);
+    const auto [x, dy, scale] = ring.At(stage, s);
     float gradients[R::kCount];
 #pragma unroll
     for (int l = 0; l < R::kCount; ++l) {
@@ -406,8 +407,8 @@ bool LaunchHeld(const Args& args, const GradientPlan& plan, int64_t shared_bytes
   const auto bytes = [&](int stages) {
     return static_cast<int64_t>(sizeof(Exchange)) + int64_t{threads} * R::Bytes(stages);
   };
-  // As many rows on their way as make two of 8 steps.
-  int stages = 2 * int{kLeafSteps} / kSteps;
+  // As many rows on their way as make two of 8 steps; CUDA's wait for all but some counts to 8.
+  int stages = std::min(2 * int{kLeafSteps} / kSteps, 8);
   while (stages > 1 && bytes(stages) > shared_bytes) stages /= 2;
   const Grid grid = {plan.pieces * plan.rows.blocks, threads, plan.rows.blocks, bytes(stages)};
   const auto kernel = HeldGradients<kVectors, TX, TDY, kSteps>;
@@ -449,18 +450,8 @@ void Launch(const Args& args, Queue& queue) {
 Refusal Backward(const rmsnorm_backward_args& args, void* stream) {
   Queue queue(stream);
   if (args.dx.data == nullptr && args.dgamma == nullptr) return queue.refusal();
-  if (args.x.dtype == RMSNORM_FLOAT64) {
-    Launch<double, double>(args, queue);
-    return queue.refusal();
-  }
-  VisitDtype(args.x.dtype, [&](auto x) {
-    using TX = decltype(x);
-    if (args.dy.dtype == RMSNORM_FLOAT32) {
-      Launch<TX, float>(args, queue);
-    } else {
-      Launch<TX, TX>(args, queue);
-    }
-  });
+  VisitTypes(args.x.dtype, args.dy.dtype,
+             [&](auto x, auto dy) { Launch<decltype(x), decltype(dy)>(args, queue); });
   return queue.refusal();
 }
 

@@ -80,18 +80,8 @@ TEST_P(BackwardOnEveryGpu, HardRowsHaveTheBitsOfTheReference) {
 }
 
 TEST_P(BackwardOnEveryGpu, EveryAddressAndStrideHasTheBitsOfTheReference) {
-  for (const size_t offset : {1, 2, 4, 8}) {
-    for (const int64_t n : {5, 128, 136, 1100}) {
-      for (const Case& c : testing::EveryType(/*rows=*/5, n)) {
-        ExpectReferenceBits(c, {.offset = offset});
-      }
-    }
-  }
-  for (int64_t gap = 1; gap <= 16; ++gap) {
-    ExpectReferenceBits({.rows = 3, .n = 1024, .gap = gap});
-    ExpectReferenceBits(
-        {.x = RMSNORM_FLOAT16, .y = RMSNORM_FLOAT16, .rows = 3, .n = 1023, .gap = gap});
-  }
+  testing::ForEveryAddressAndStride(
+      [](const Case& c, const OnGpuOptions& options) { ExpectReferenceBits(c, options); });
 }
 
 TEST_P(BackwardOnEveryGpu, TheOrderOfBlocksAndThreadsChangesNoBit) {
@@ -101,13 +91,8 @@ TEST_P(BackwardOnEveryGpu, TheOrderOfBlocksAndThreadsChangesNoBit) {
   }
 }
 
-// Each kind of kernel once, for compute-sanitizer, which takes hundreds of times as long.
 TEST_P(BackwardOnEveryGpu, SanitizedKernelsHaveTheBitsOfTheReference) {
-  for (const rmsnorm_dtype dtype : testing::kDtypes) {
-    for (const int64_t n : {64, 100, 128, 256, 1000, 4096, 20480}) {
-      ExpectReferenceBits({.x = dtype, .y = dtype, .rows = 35, .n = n});
-    }
-  }
+  testing::ForEveryKindOfKernel([](const Case& c) { ExpectReferenceBits(c); });
 }
 
 TEST_P(BackwardOnEveryGpu, EachGradientAloneHasTheBitsOfBothTogether) {

@@ -168,15 +168,6 @@ __device__ Pack<T, kCount> Load(const T* from, int count) {
   return pack;
 }
 
-// `count` elements of a row from `from` on, in steps of 64: a pack of each step.
-template <bool kVectors, int kSteps, class T, int kCount>
-__device__ void LoadSteps(const T* from, int count, Pack<T, kCount> (&packs)[kSteps]) {
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-    packs[s] = Load<kVectors, Reuse::kOnce, kCount>(from + kLanes * s, count - int{kLanes} * s);
-  }
-}
-
 // Writes the first `count` elements of pack. Not inlined: it would be most of a kernel.
 template <class T, int kCount>
 [[gnu::noinline]] __device__ void StoreSome(Pack<T, kCount> pack, T* to, int count) {

@@ -1,4 +1,5 @@
 // Forward kernels: a row is held in the registers of its team, or read twice where it is too long.
+#include "core/reference.h"
 #include "cuda/launch.h"
 #include "cuda/queue.cuh"
 #include "cuda/row.cuh"
@@ -7,7 +8,7 @@ namespace rmsnorm::cuda {
 namespace {
 
 // Where t leaves this range the sum of squares has overflowed, or may have lost bits to underflow.
-__device__ bool InRange(float t) { return !(t < 0x1p-90f || t == HUGE_VALF); }
+__device__ bool InRange(float t) { return !(t < kLeastInRange || t == HUGE_VALF); }
 
 // The factors of dot(x, x), in binary32 or binary64.
 template <bool kVectors, class TX>
@@ -116,7 +117,12 @@ __global__ void __launch_bounds__(kSteps < kLeafSteps ? kSmallBlock : kMaxThread
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int64_t row = row_at(r);
-      LoadSteps<kVectors>(x.At(row) + column, row < args.rows ? rest : 0, held[r]);
+      const int count = row < args.rows ? rest : 0;
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        held[r][s] = Load<kVectors, Reuse::kOnce, kCount>(x.At(row) + column + kLanes * s,
+                                                          count - int{kLanes} * s);
+      }
     }
   };
   load();
@@ -189,8 +195,9 @@ template <bool kVectors, class TX, class TY>
 void LaunchOn(const rmsnorm_forward_args& args, Queue& queue) {
   if constexpr (!std::is_same_v<TX, double>) {
     // The smaller the blocks, the more of them share a multiprocessor, some loading, some storing.
-    Plan plan = PlanRows(args.n, kLeafThreads<TX>, kMaxThreads / 2, queue.MaxCluster());
-    if (!plan.held) plan = PlanRows(args.n, kLeafThreads<TX>, kMaxThreads, queue.MaxCluster());
+    const int max_cluster = queue.MaxCluster();
+    Plan plan = PlanRows(args.n, kLeafThreads<TX>, kMaxThreads / 2, max_cluster);
+    if (!plan.held) plan = PlanRows(args.n, kLeafThreads<TX>, kMaxThreads, max_cluster);
     const int64_t block_rows = int64_t{plan.teams} * (kLeafSteps / plan.steps);
     const Grid grid = {CeilDiv(args.rows, block_rows) * plan.blocks, plan.threads * plan.teams,
                        plan.blocks, sizeof(Exchange)};
@@ -217,18 +224,8 @@ void Launch(const rmsnorm_forward_args& args, Queue& queue) {
 
 Refusal Forward(const rmsnorm_forward_args& args, void* stream) {
   Queue queue(stream);
-  if (args.x.dtype == RMSNORM_FLOAT64) {
-    Launch<double, double>(args, queue);
-    return queue.refusal();
-  }
-  VisitDtype(args.x.dtype, [&](auto x) {
-    using TX = decltype(x);
-    if (args.y.dtype == RMSNORM_FLOAT32) {
-      Launch<TX, float>(args, queue);
-    } else {
-      Launch<TX, TX>(args, queue);
-    }
-  });
+  VisitTypes(args.x.dtype, args.y.dtype,
+             [&](auto x, auto y) { Launch<decltype(x), decltype(y)>(args, queue); });
   return queue.refusal();
 }
 

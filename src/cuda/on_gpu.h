@@ -66,6 +66,32 @@ struct OnGpuOptions {
   bool dx = true, dgamma = true, rstd = true;  // wanted
 };
 
+// Calls expect(c, options) with operands at every kind of address, and rows of every kind of
+// stride.
+template <class Expect>
+void ForEveryAddressAndStride(const Expect& expect) {
+  for (const size_t offset : {1, 2, 4, 8}) {
+    for (const int64_t n : {5, 128, 136, 1100}) {
+      for (const Case& c : EveryType(/*rows=*/5, n)) expect(c, {.offset = offset});
+    }
+  }
+  for (int64_t gap = 1; gap <= 16; ++gap) {
+    expect({.rows = 3, .n = 1024, .gap = gap}, {});
+    expect({.x = RMSNORM_FLOAT16, .y = RMSNORM_FLOAT16, .rows = 3, .n = 1023, .gap = gap}, {});
+  }
+}
+
+// Calls expect(c) so that each kind of kernel runs once, for compute-sanitizer, which takes
+// hundreds of times as long.
+template <class Expect>
+void ForEveryKindOfKernel(const Expect& expect) {
+  for (const rmsnorm_dtype dtype : kDtypes) {
+    for (const int64_t n : {64, 100, 128, 256, 1000, 4096, 20480}) {
+      expect({.x = dtype, .y = dtype, .rows = 35, .n = n});
+    }
+  }
+}
+
 // y and rstd.
 inline void RunForwardOnGpu(Operands& call, const OnGpuOptions& options = {}) {
   OnGpu x(call.x.bytes, options.offset), gamma(call.gamma.bytes, options.offset),

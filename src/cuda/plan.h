@@ -12,9 +12,8 @@ namespace rmsnorm::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMaxThreads = 512;  // of a block
+inline constexpr int kSmallBlock = 128;  // the same, where each row takes a warp or less
 inline constexpr int kMaxBlocks = 8;     // of a cluster, on every GPU that has clusters
-inline constexpr int kSmallBlock =
-    128;  // threads of a block in which each row takes a warp or less
 
 // The threads that share a row are a team: of a warp (1, 2, 4 … of its threads), of a block, or of
 // the blocks of a cluster. A thread takes kWidth neighbouring lanes of a leaf, 16 bytes of x in
@@ -44,8 +43,9 @@ constexpr Plan PlanRows(int64_t n, int leaf_threads, int max_threads, int max_bl
     return {StepsOf(n), team, kSmallBlock / team, 1, true};
   }
   const int64_t warps = CeilDiv(threads, kWarp);
-  if (warps * kWarp <= max_threads)
+  if (warps * kWarp <= max_threads) {
     return {kLeafSteps, static_cast<int>(warps * kWarp), 1, 1, true};
+  }
   int part = kWarp;  // each block of a cluster takes an aligned power of two of leaves
   while (2 * part <= max_threads) part *= 2;
   const int64_t blocks = CeilDiv(threads, part);
@@ -74,8 +74,9 @@ constexpr GradientPlan PlanGradient(int64_t rows, int64_t n, int leaf_threads, i
     return CeilDiv(rows, int64_t{kLeafRows} * team.teams * leaves);
   };
   if (!team.held) return {team, 1, pieces(1)};
-  while (2 * team.teams * team.threads <= kSmallBlock && pieces(2) >= kPiecesWorthFolding)
+  while (2 * team.teams * team.threads <= kSmallBlock && pieces(2) >= kPiecesWorthFolding) {
     team.teams *= 2;
+  }
   if (pieces(2) >= kPiecesWorthFolding) plan.leaves = 2;
   plan.pieces = pieces(plan.leaves);
   return plan;

@@ -24,6 +24,19 @@ inline bool FitsVectors(const rmsnorm_vector& v) {
   return reinterpret_cast<uintptr_t>(v.data) % 16 == 0;
 }
 
+// Calls f with values of the C++ types of x and of y or dy, which have passed validation.
+template <class F>
+void VisitTypes(rmsnorm_dtype x, rmsnorm_dtype other, const F& f) {
+  if (x == RMSNORM_FLOAT64) return f(double{}, double{});
+  VisitDtype(x, [&](auto element) {
+    if (other == RMSNORM_FLOAT32) {
+      f(element, float{});
+    } else {
+      f(element, element);
+    }
+  });
+}
+
 // Calls f with the constant that a plan's steps are.
 template <class F>
 bool VisitSteps(int steps, const F& f) {

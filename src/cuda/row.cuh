@@ -43,7 +43,7 @@ class Team {
  public:
   __device__ explicit Team(const Plan& plan)
       : threads_(plan.threads),
-        blocks_(plan.blocks > 1 ? plan.blocks : 1),
+        blocks_(plan.blocks),
         rank_(static_cast<int>(threadIdx.x) % plan.threads),
         index_(static_cast<int>(threadIdx.x) / plan.threads),
         block_(static_cast<int>(blockIdx.x) % blocks_) {

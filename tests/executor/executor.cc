@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-dim3 threadIdx, blockIdx, blockDim, gridDim;
+dim3 threadIdx, blockIdx, blockDim;
 
 namespace rmsnorm::cuda {
 alignas(16) std::byte shared_memory[256 << 10];  // of the block that runs
@@ -216,7 +216,6 @@ void Run(const Launch& launch, const std::function<void()>& kernel) {
   Device& device = *executor_device();
   std::mt19937_64 random(device.seed + static_cast<uint64_t>(device.launches++));
   blockDim = launch.block;
-  gridDim = launch.grid;
   shared_bytes = launch.shared_bytes;
   std::fill(shared_memory + shared_bytes, std::end(shared_memory), kPoison);
   Stacks stacks(64 << 10);

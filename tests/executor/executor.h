@@ -94,7 +94,7 @@ struct alignas(16) uint4 {
 #define __grid_constant__
 #define __launch_bounds__(...)
 
-extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+extern dim3 threadIdx, blockIdx, blockDim;
 
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
