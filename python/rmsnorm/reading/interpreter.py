@@ -99,9 +99,9 @@ class Interpreter:
         try:
             names = self._bound(function, args, kwargs or {})
             if isinstance(function.node, ast.Lambda):
-                return _Frame(self, function.scope, names).value(function.node.body)
+                return Frame(self, function.scope, names).value(function.node.body)
             self._check_decorators(function)
-            returned = _Frame(self, function.scope, names).run(function.node.body)
+            returned = Frame(self, function.scope, names).run(function.node.body)
             return NONE if returned is None else returned
         finally:
             self.depth -= 1
@@ -116,7 +116,7 @@ class Interpreter:
             args = [Self(), *args]
         if len(args) > len(positional) and spec.vararg is None:
             raise Refused(Cause.UNREADABLE, "gives a function more arguments than it has")
-        frame = _Frame(self, function.scope, {})
+        frame = Frame(self, function.scope, {})
         names: dict[str, Value] = {}
         for name, default in zip(positional[::-1], spec.defaults[::-1], strict=False):
             names[name] = frame.value(default)
@@ -137,12 +137,12 @@ class Interpreter:
         assert isinstance(function.node, ast.FunctionDef)
         for decorator in function.node.decorator_list:
             target = decorator.func if isinstance(decorator, ast.Call) else decorator
-            found = _Frame(self, function.scope, {}).value(target)
+            found = Frame(self, function.scope, {}).value(target)
             if not (isinstance(found, Named) and found.path in _PLAIN_DECORATORS):
                 raise Refused(Cause.UNREADABLE, f"is decorated with {ast.unparse(decorator)}")
 
 
-class _Frame:
+class Frame:
     """One call: its local names."""
 
     def __init__(self, run: Interpreter, scope: Scope, names: dict[str, Value]) -> None:

@@ -1,0 +1,132 @@
+"""Finds the norms in a source text: classes, functions and expressions that compute one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from itertools import product
+
+from rmsnorm.reading.describe import by_path
+from rmsnorm.reading.expressions import has_root, norms_in
+from rmsnorm.reading.finding import Cause, Finding, Kind
+from rmsnorm.reading.interpreter import Function
+from rmsnorm.reading.merge import Found, finding, merged
+from rmsnorm.reading.scope import ClassScope, File, SourceScope
+from rmsnorm.reading.values import FLOATS, Symbol, Unknown, Value, tensor_x
+
+# What a function calls its scale; any other factor may be of any shape.
+_SCALES = ("weight", "gamma", "scale", "w", "g")
+_HINTS = ("rsqrt", "sqrt", "pow", "square", "mean")
+
+
+def find(text: str) -> list[Finding]:
+    """The norms of a source text, and what looks like one, by position.
+
+    A class is one by its forward, a function by what it returns; inside of other functions, single
+    expressions are. Nothing is imported or run. What calls a fused RMSNorm already isn't listed.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: as ast.parse does.
+    """
+    tree = ast.parse(text)
+    file = File(tree)
+    findings: list[Finding] = []
+    done: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and (forward := _method(node, "forward")):
+            found = _class(file, node, forward)
+            if found is not None:
+                findings.append(found)
+                done.update((forward, *_helpers(node, forward)))
+    for node, owner in _functions(tree):
+        if node in done:
+            continue
+        whole = _function(file, node) if owner is None else None
+        if whole is not None and whole.description is not None:
+            findings.append(whole)
+        else:
+            findings += norms_in(file, node, owner)
+    return sorted(findings, key=lambda finding: (finding.span.line, finding.span.column))
+
+
+def _class(file: File, node: ast.ClassDef, forward: ast.FunctionDef) -> Finding | None:
+    arguments = [arg.arg for arg in (*forward.args.posonlyargs, *forward.args.args)][1:]
+    if not arguments or not _may_be_one(node):
+        return None
+
+    def run(x_dtype: str, gamma_dtype: str) -> Found:
+        scope = ClassScope(file, gamma_dtype, node)
+        others: dict[str, Value] = {name: Symbol(name, None) for name in arguments[1:]}
+        function = Function(forward, scope, bound=True)
+        return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
+
+    description = merged({pair: run(*pair) for pair in product(FLOATS, FLOATS)}, arguments[0])
+    if isinstance(description, Unknown) and not _looks_like_one(node, forward, description):
+        return None
+    return finding(Kind.CLASS, node.name, forward, description)
+
+
+def _function(file: File, node: ast.FunctionDef) -> Finding | None:
+    arguments = [
+        arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    ]
+    if not arguments or node.args.vararg or node.args.kwarg or not has_root(node):
+        return None
+
+    def run(x_dtype: str, gamma_dtype: str) -> Found:
+        others: dict[str, Value] = {
+            name: Symbol(name, gamma_dtype if name in _SCALES else None) for name in arguments[1:]
+        }
+        function = Function(node, SourceScope(file, gamma_dtype))
+        return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
+
+    description = merged({pair: run(*pair) for pair in product(FLOATS, FLOATS)}, arguments[0])
+    return finding(Kind.FUNCTION, node.name, node, description)
+
+
+def _looks_like_one(node: ast.ClassDef, forward: ast.FunctionDef, unknown: Unknown) -> bool:
+    """Whether a reader would take it for a norm: by its name and arithmetic."""
+    called = {
+        each.func.attr
+        for method in (forward, *_helpers(node, forward))
+        for each in ast.walk(method)
+        if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute)
+    }
+    if "norm" in node.name.lower():
+        return unknown.cause != Cause.UNREADABLE or any(hint in called for hint in _HINTS)
+    return unknown.cause != Cause.UNREADABLE and {"rsqrt", "mean"} <= called
+
+
+def _may_be_one(node: ast.ClassDef) -> bool:
+    return "norm" in node.name.lower() or has_root(node)
+
+
+def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    found = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == name]
+    return found[-1] if found else None
+
+
+def _helpers(node: ast.ClassDef, forward: ast.FunctionDef) -> Iterator[ast.FunctionDef]:
+    """The methods of the class that forward calls."""
+    for each in ast.walk(forward):
+        if (
+            isinstance(each, ast.Attribute)
+            and isinstance(each.value, ast.Name)
+            and each.attr != "forward"
+            and (method := _method(node, each.attr))
+        ):
+            yield method
+
+
+def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, ast.ClassDef | None]]:
+    """Every function, with the class that it is a method of."""
+    methods = {
+        function: node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for function in node.body
+        if isinstance(function, ast.FunctionDef)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node, methods.get(node)
