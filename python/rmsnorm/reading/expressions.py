@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
 
 from rmsnorm.reading.describe import Meaning, by_path
 from rmsnorm.reading.finding import Description, Finding, Kind
 from rmsnorm.reading.interpreter import Frame, Interpreter, Scope, Self, Undecided
-from rmsnorm.reading.merge import Found, finding, merged
+from rmsnorm.reading.merge import Found, described, finding
 from rmsnorm.reading.scope import ClassScope, File, SourceScope
-from rmsnorm.reading.values import FLOATS, Refused, Symbol, Unknown, Value, tensor_x
+from rmsnorm.reading.values import Refused, Symbol, Unknown, Value, tensor_x
 
 _ROOTS = ("rsqrt", "sqrt", "reciprocal", "pow", "rms_norm")
 
@@ -24,7 +24,7 @@ def norms_in(file: File, function: ast.FunctionDef, owner: ast.ClassDef | None) 
     any other factor may be of any shape, and stays where it is.
     """
     expressions = list(_own_expressions(function))
-    if not any(has_root(expression) for expression in expressions):
+    if not may_be_norm(function):
         return []
     found: list[Finding] = []
     names = _Names(function, expressions)
@@ -56,9 +56,7 @@ def _norms_of(
         if isinstance(node, (ast.BinOp, ast.Call)):
             first = run(node, "float32", "float32")
             if list(first) == [()] and isinstance(first[()], Meaning):
-                pairs = product(FLOATS, FLOATS)
-                description = merged({pair: run(node, *pair) for pair in pairs}, x)
-                found.append((node, description))
+                found.append((node, described(functools.partial(run, node), x)))
                 continue
         waiting += [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
     return found
@@ -177,6 +175,14 @@ def _own_expressions(function: ast.FunctionDef) -> Iterator[ast.expr]:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.expr):
                     yield child
+
+
+def may_be_norm(node: ast.AST) -> bool:
+    """Whether a root is taken and a mean somewhere."""
+    means = ("mean", "sum", "norm", "vector_norm", "rms_norm")
+    return has_root(node) and any(
+        getattr(each, "attr", getattr(each, "id", None)) in means for each in ast.walk(node)
+    )
 
 
 def has_root(expression: ast.AST) -> bool:

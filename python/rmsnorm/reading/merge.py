@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 
 from rmsnorm.reading.describe import Meaning
 from rmsnorm.reading.finding import Cause, Description, Finding, Kind, Span
@@ -15,32 +16,42 @@ Found = dict[Path, Meaning | Unknown]
 
 
 def finding(
-    kind: Kind, name: str, node: ast.FunctionDef | ast.expr, described: Description | Unknown
+    kind: Kind, name: str, node: ast.FunctionDef | ast.expr, what: Description | Unknown
 ) -> Finding:
     """What was found at a node of the source."""
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
     first = min(each.lineno for each in (node, *decorators))
     span = Span(first, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
-    if isinstance(described, Unknown):
-        return Finding(kind, name, span, None, described.cause, described.reason)
-    return Finding(kind, name, span, described)
+    if isinstance(what, Unknown):
+        return Finding(kind, name, span, None, what.cause, what.reason)
+    return Finding(kind, name, span, what)
 
 
-def merged(found: Mapping[tuple[str, str], Found], x: str) -> Description | Unknown:
+def described(run: Callable[[str, str], Found], x: str) -> Description | Unknown:
     """The description that holds for x and gamma of one dtype; notes say where it doesn't.
 
     Args:
-        found: what is computed on each path, by the dtypes of x and gamma.
+        run: what is computed on each path, for dtypes of x and gamma.
         x: the text of what is normalized.
     """
+    found = {("float32", "float32"): run("float32", "float32")}
+    if any(isinstance(each, Meaning) for each in found["float32", "float32"].values()):
+        found |= {pair: run(*pair) for pair in product(FLOATS, FLOATS) if pair not in found}
+        return _merged(found, x)
+    (path, first), *_ = found["float32", "float32"].items()
+    assert isinstance(first, Unknown)
+    return replace(first, reason=_where(path) + first.reason)
+
+
+def _merged(found: Mapping[tuple[str, str], Found], x: str) -> Description | Unknown:
     paths = list(found["float32", "float32"])
     if any(list(found[dtype, dtype]) != paths for dtype in SIXTEEN_BITS):
         return Unknown(Cause.UNREADABLE, "branches in one dtype and not in another")
-    described = [_on_path(found, path, x) for path in paths]
-    for path, each in zip(paths, described, strict=True):
+    each_path = [_on_path(found, path, x) for path in paths]
+    for path, each in zip(paths, each_path, strict=True):
         if isinstance(each, Unknown):
             return replace(each, reason=_where(path) + each.reason)
-    descriptions = [each for each in described if isinstance(each, Description)]
+    descriptions = [each for each in each_path if isinstance(each, Description)]
     first = descriptions[0]
     if all(each == first for each in descriptions):
         return first

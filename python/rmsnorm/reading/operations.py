@@ -43,6 +43,9 @@ def unfollowed(*values: Value) -> Unknown:
     for value in values:
         if isinstance(value, Unknown):
             return value
+    for value in values:
+        if isinstance(value, Symbol):
+            return Unknown(Cause.GATED, f"computes with {value.text}")
     return other_formula(f"computes with {', '.join(map(text_of, values))}")
 
 

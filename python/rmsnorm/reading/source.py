@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from itertools import product
 
 from rmsnorm.reading.describe import by_path
-from rmsnorm.reading.expressions import has_root, norms_in
+from rmsnorm.reading.expressions import may_be_norm, norms_in
 from rmsnorm.reading.finding import Cause, Finding, Kind
 from rmsnorm.reading.interpreter import Function
-from rmsnorm.reading.merge import Found, finding, merged
+from rmsnorm.reading.merge import Found, described, finding
 from rmsnorm.reading.scope import ClassScope, File, SourceScope
-from rmsnorm.reading.values import FLOATS, Symbol, Unknown, Value, tensor_x
+from rmsnorm.reading.values import Symbol, Unknown, Value, tensor_x
 
 # What a function calls its scale; any other factor may be of any shape.
 _SCALES = ("weight", "gamma", "scale", "w", "g")
@@ -60,7 +59,7 @@ def _class(file: File, node: ast.ClassDef, forward: ast.FunctionDef) -> Finding 
         function = Function(forward, scope, bound=True)
         return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
 
-    description = merged({pair: run(*pair) for pair in product(FLOATS, FLOATS)}, arguments[0])
+    description = described(run, arguments[0])
     if isinstance(description, Unknown) and not _looks_like_one(node, forward, description):
         return None
     return finding(Kind.CLASS, node.name, forward, description)
@@ -70,7 +69,7 @@ def _function(file: File, node: ast.FunctionDef) -> Finding | None:
     arguments = [
         arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
     ]
-    if not arguments or node.args.vararg or node.args.kwarg or not has_root(node):
+    if not arguments or node.args.vararg or node.args.kwarg or not may_be_norm(node):
         return None
 
     def run(x_dtype: str, gamma_dtype: str) -> Found:
@@ -80,7 +79,7 @@ def _function(file: File, node: ast.FunctionDef) -> Finding | None:
         function = Function(node, SourceScope(file, gamma_dtype))
         return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
 
-    description = merged({pair: run(*pair) for pair in product(FLOATS, FLOATS)}, arguments[0])
+    description = described(run, arguments[0])
     return finding(Kind.FUNCTION, node.name, node, description)
 
 
@@ -98,7 +97,7 @@ def _looks_like_one(node: ast.ClassDef, forward: ast.FunctionDef, unknown: Unkno
 
 
 def _may_be_one(node: ast.ClassDef) -> bool:
-    return "norm" in node.name.lower() or has_root(node)
+    return "norm" in node.name.lower() or may_be_norm(node)
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
