@@ -1,9 +1,9 @@
-"""Norms that the tests of patch use, and comparison of their results."""
+"""Norms and models that the tests of patch use, and comparison of their results."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
@@ -119,93 +119,36 @@ def distance(got, expected):
     return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-class LookalikeNorm(nn.Module):
-    """Almost RMSNorm: the formula is a function of the module and x."""
-
-    def __init__(self, formula, eps=1e-6):
-        super().__init__()
-        self.formula = formula
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(N))
-
-    def forward(self, x):
-        return self.formula(self, x).to(x.dtype)
-
-
-def mean_square(x, axis=-1):
-    return x.float().square().mean(axis, keepdim=True)
+def llama(dtype):
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=N,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).to(dtype)
 
 
-def xhat(m, x, axis=-1):
-    return x.float() * torch.rsqrt(mean_square(x, axis) + m.eps)
+def qwen3(dtype):
+    config = Qwen3Config(
+        vocab_size=32,
+        hidden_size=N,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    return Qwen3ForCausalLM(config).to(dtype)
 
 
-def right(m, x):
-    return xhat(m, x) * m.weight
+TOKENS = torch.arange(24).view(2, 12)
 
 
-LOOKALIKES = {
-    "mean subtracted": lambda m, x: right(m, x.float() - x.float().mean(-1, keepdim=True)),
-    "sum instead of mean": lambda m, x: (
-        x.float() * torch.rsqrt(N * mean_square(x) + m.eps) * m.weight
-    ),
-    "n - 1 instead of n": lambda m, x: (
-        x.float() * torch.rsqrt(mean_square(x) * N / (N - 1) + m.eps) * m.weight
-    ),
-    "mean of a part of the row": lambda m, x: (
-        x.float() * torch.rsqrt(mean_square(x[..., : N // 4]) + m.eps) * m.weight
-    ),
-    "mean of absolute values": lambda m, x: (
-        x.float() / (x.float().abs().mean(-1, keepdim=True) + m.eps) * m.weight
-    ),
-    "epsilon outside of the root": lambda m, x: (
-        x.float() / (mean_square(x).sqrt() + m.eps) * m.weight
-    ),
-    "epsilon squared": lambda m, x: x.float() * torch.rsqrt(mean_square(x) + m.eps**2) * m.weight,
-    "epsilon a thousandth off": lambda m, x: (
-        x.float() * torch.rsqrt(mean_square(x) + 1.001 * m.eps) * m.weight
-    ),
-    "epsilon as a floor": lambda m, x: (
-        x.float() * torch.rsqrt(mean_square(x).clamp(min=m.eps)) * m.weight
-    ),
-    "L2 norm": lambda m, x: F.normalize(x.float(), dim=-1) * m.weight,
-    "scale before the norm": lambda m, x: xhat(m, x.float() * m.weight),
-    "scale twice": lambda m, x: xhat(m, x) * m.weight * m.weight,
-    "absolute scale": lambda m, x: xhat(m, x) * m.weight.abs(),
-    "gate of 1 + tanh": lambda m, x: xhat(m, x) * (1 + torch.tanh(m.weight)),
-    "offset of a half": lambda m, x: xhat(m, x) * (0.5 + m.weight),
-    "bias added": lambda m, x: right(m, x) + 0.01,
-    "x clamped": lambda m, x: right(m, x.clamp(-1000, 1000)),
-    "y clamped": lambda m, x: right(m, x).clamp(-5, 5),
-    "over rows": lambda m, x: xhat(m, x, axis=-2) * m.weight,
-    "over axis 1": lambda m, x: xhat(m, x, axis=1) * m.weight,
-    "over all axes but the first": lambda m, x: xhat(m, x, tuple(range(1, x.dim()))) * m.weight,
-    "dropout": lambda m, x: F.dropout(right(m, x), 0.01, m.training),
-    "noise in evaluation": lambda m, x: right(m, x) * (1 if m.training else 1 + torch.rand(()) / 9),
-    "mean square in bfloat16": lambda m, x: (
-        x.float() * torch.rsqrt(mean_square(x).bfloat16() + m.eps) * m.weight
-    ),
-    "squares in bfloat16": lambda m, x: (
-        (x.float() * torch.rsqrt(x.square().bfloat16().float().mean(-1, keepdim=True) + m.eps))
-        * m.weight
-    ),
-    "root held constant in the gradient": lambda m, x: (
-        x.float() * torch.rsqrt(mean_square(x) + m.eps).detach() * m.weight
-    ),
-    "scale held constant in the gradient": lambda m, x: xhat(m, x) * m.weight.detach(),
-    "no gradient": lambda m, x: right(m, x).detach(),
-    "in place": lambda m, x: x.copy_(right(m, x)),
-}
-# Right in float32; in 16 bits they round more often than any form.
-LOOKALIKES_IN_16_BITS = {
-    "all arithmetic in 16 bits": lambda m, x: (
-        x * torch.rsqrt(x.square().mean(-1, keepdim=True) + m.eps) * m.weight.to(x.dtype)
-    ),
-    "rstd in 16 bits": lambda m, x: (
-        x * torch.rsqrt(mean_square(x) + m.eps).to(x.dtype) * m.weight.to(x.dtype)
-    ),
-    "offset added in 16 bits": lambda m, x: xhat(m, x) * (1 + m.weight.to(x.dtype)),
-    "rounded toward zero": lambda m, x: (right(m, x).view(torch.int32) & ~0xFFFF).view(
-        torch.float32
-    ),
-}
+def logits_and_gradients(model):
+    model.zero_grad()
+    output = model(input_ids=TOKENS, labels=TOKENS)
+    output.loss.backward()
+    return output.logits.detach(), [p.grad.clone() for p in model.parameters()]

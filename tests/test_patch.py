@@ -7,17 +7,16 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import rmsnorm
+from lookalikes.behaviour import DropoutNorm
 from norms import (
     DTYPES,
-    LOOKALIKES,
     NORMS,
+    TOKENS,
     BaichuanRMSNorm,
-    LookalikeNorm,
     N,
     OperatorPageRMSNorm,
     Rescale,
@@ -25,7 +24,10 @@ from norms import (
     distance,
     every_dtype,
     every_norm,
+    llama,
+    logits_and_gradients,
     make,
+    qwen3,
     rows,
 )
 from operands import bits, same_bits
@@ -45,7 +47,12 @@ class TestReplaced:
         assert own.form.gamma_offset == gamma_offset
         assert report.replaced[0].epsilon == epsilon
         assert own.form.out_dtype == dtype
-        assert own.differing <= own.values / 2 and own.max_difference < 0.1
+        assert own.own_rounding == own.form.rounding
+        y, *gradients = own.differences
+        assert y.differing <= y.values / 2 and y.largest < 0.1
+        parameters = list(model.parameters())
+        assert [one.result for one in gradients] == ["dx", "dgamma"][: 1 + len(parameters)]
+        assert all(one.largest <= one.bound for one in own.differences)
 
     @every_norm
     @every_dtype
@@ -149,40 +156,7 @@ class TestReplaced:
         assert [norm.name for norm in report.replaced] == ["a"]
 
 
-def llama(dtype):
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=N,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config).to(dtype)
-
-
-def qwen3(dtype):
-    config = Qwen3Config(
-        vocab_size=32,
-        hidden_size=N,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
-    return Qwen3ForCausalLM(config).to(dtype)
-
-
-TOKENS = torch.arange(24).view(2, 12)
 every_model = pytest.mark.parametrize(("make_model", "norms"), [(llama, 5), (qwen3, 9)])
-
-
-def logits_and_gradients(model):
-    model.zero_grad()
-    output = model(input_ids=TOKENS, labels=TOKENS)
-    output.loss.backward()
-    return output.logits.detach(), [p.grad.clone() for p in model.parameters()]
 
 
 class TestModels:
@@ -260,8 +234,14 @@ class TestNothingElseChanges:
         assert fired == ["pre", "forward", "backward"]
 
     def test_no_state_of_the_caller_reaches_the_probes_or_is_changed_by_them(self):
-        dropout = LookalikeNorm(LOOKALIKES["dropout"])
+        dropout = DropoutNorm(N)
         state, threads = torch.get_rng_state(), torch.get_num_threads()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            assert len(patch(LlamaRMSNorm(N).float()).replaced) == 1
+            assert torch.get_default_dtype() == torch.bfloat16
+        finally:
+            torch.set_default_dtype(torch.float32)
         with (
             torch.inference_mode(),
             torch.autocast("cpu", torch.bfloat16),
@@ -358,36 +338,3 @@ def saved(model):
     torch.save(model, file)
     file.seek(0)
     return file
-
-
-class TestReport:
-    def test_the_report_reads_well(self):
-        model = nn.Sequential(*(LlamaRMSNorm(N) for _ in range(6)), nn.LayerNorm(N)).bfloat16()
-        lines = str(patch(model)).split("\n")
-        assert lines[0] == "replaced 6 of 7 norms"
-        assert lines[1] == "  6 × LlamaRMSNorm: epsilon 1e-06, gamma_offset 0"
-        assert lines[2].startswith("      bfloat16 -> bfloat16  before_gamma  ")
-        assert lines[3].startswith("      float32 -> float32    once          ")
-        assert lines[4].startswith("      float16 -> float32    before_gamma  ")
-        assert lines[5:] == [
-            "      0, 1, …, 5",
-            "left 1 as they are",
-            "  1 × LayerNorm: holds weight, bias; a norm that can be fused holds one scale or "
-            "nothing",
-            "      6",
-        ]
-
-    def test_no_line_is_wider_than_100_columns(self):
-        class ANormWithAnUnusuallyLongNameThatSomebodyThoughtWasAGoodIdea(LookalikeNorm):
-            pass
-
-        model = nn.ModuleDict({"deep" * 20 + str(i): make(name) for i, name in enumerate(NORMS)})
-        model["left"] = nn.ModuleList(map(LookalikeNorm, LOOKALIKES.values()))
-        model["long"] = ANormWithAnUnusuallyLongNameThatSomebodyThoughtWasAGoodIdea(None)
-        assert max(map(len, str(patch(model)).split("\n"))) <= 100
-
-    def test_the_largest_difference_is_that_of_the_probes(self):
-        match = patch(nn.RMSNorm(4096)).replaced[0].matches[0]
-        assert match.values == 24 * 4096
-        assert 0 < match.differing < match.values
-        assert 0 < match.max_difference <= 128 * 2.0**-17  # |y| < 64 sqrt(2) * 2 for n = 4096

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -11,42 +10,51 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 )
 
 import rmsnorm
-from norms import (
-    LOOKALIKES,
-    LOOKALIKES_IN_16_BITS,
-    LookalikeNorm,
-    N,
-    every_dtype,
-    right,
-)
+from lookalikes import IN_16_BITS, LOOKALIKES, arithmetic, behaviour, divisor, scale
+from norms import N, OperatorPageRMSNorm, every_dtype
 from rmsnorm.library import why_no_cuda
 from rmsnorm.patch import patch
 
 
+class OtherOutputNorm(OperatorPageRMSNorm):
+    """y, but not as a tensor like x."""
+
+    def __init__(self, output):
+        super().__init__(N)
+        self.output = output
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.output == "pair":
+            return y, x
+        return y.double() if self.output == "double" else y[0]
+
+
+class BrokenNorm(OperatorPageRMSNorm):
+    def forward(self, x):
+        return self.nothing
+
+
 class TestLeft:
-    @pytest.mark.parametrize("formula", LOOKALIKES)
+    @pytest.mark.parametrize("look_alike", LOOKALIKES)
     @every_dtype
-    def test_a_look_alike_is_left(self, formula, dtype):
-        self.check(LookalikeNorm(LOOKALIKES[formula]).to(dtype))
+    def test_a_look_alike_is_left(self, look_alike, dtype):
+        self.check(look_alike, dtype)
 
-    @pytest.mark.parametrize("formula", LOOKALIKES_IN_16_BITS)
-    @pytest.mark.parametrize("dtype", [torch.bfloat16])
-    def test_a_look_alike_that_rounds_too_often_is_left(self, formula, dtype):
-        self.check(LookalikeNorm(LOOKALIKES_IN_16_BITS[formula]).to(dtype))
+    @pytest.mark.parametrize("look_alike", IN_16_BITS)
+    def test_a_look_alike_that_rounds_too_often_is_left(self, look_alike):
+        self.check(look_alike, torch.bfloat16)
 
-    def test_zeros_for_a_row_of_zeros_are_not_an_epsilon_of_0(self):
-        def formula(m, x):
-            return F.normalize(x.float(), dim=-1, eps=1e-30) * N**0.5 * m.weight
+    @pytest.mark.parametrize("look_alike", IN_16_BITS)
+    def test_such_a_look_alike_is_fused_for_float32_alone(self, look_alike):
+        matches = patch(look_alike(N)).replaced[0].matches
+        assert [match.x_dtype for match in matches] == [torch.float32]
 
-        self.check(LookalikeNorm(formula, eps=0.0))
-
-    def test_a_look_alike_that_is_right_is_replaced(self):
-        assert len(patch(LookalikeNorm(right)).replaced) == 1
-
-    def check(self, model):
+    def check(self, look_alike, dtype):
+        model = look_alike(N).to(dtype)
         report = patch(model)
         assert [norm.name for norm in report.left] == [""] and report.replaced == ()
-        assert type(model) is LookalikeNorm
+        assert type(model) is look_alike
 
     @pytest.mark.parametrize(
         ("norm", "reason"),
@@ -66,7 +74,15 @@ class TestLeft:
             (nn.RMSNorm(N).double(), "its weight is float64"),
             (nn.RMSNorm((2**10, 2**10)), "is a matrix"),
             (Qwen3NextRMSNormGated(N), "TypeError"),
-            (LookalikeNorm(lambda m, x: m.nothing), "has no attribute 'nothing'"),
+            (BrokenNorm(N), "has no attribute 'nothing'"),
+            (behaviour.InPlaceNorm(N), "writes to x"),
+            (behaviour.InPlaceSquareNorm(N), "writes to x"),
+            (behaviour.NoGradientNorm(N), "its gradient raises RuntimeError"),
+            (behaviour.StoppedAtTheRootNorm(N), "but not its gradient"),
+            (arithmetic.EpsilonOutsideNorm(N), "another formula"),
+            (divisor.MeanSubtractedNorm(N), "subtracts the mean"),
+            (scale.BiasNorm(N), "holds weight, bias"),
+            (scale.GatedNorm(N), "missing 1 required positional argument: 'gate'"),
             (rmsnorm.RMSNorm(N), "fused already"),
         ],
         ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -77,17 +93,16 @@ class TestLeft:
         assert reason in report.left[0].reason and report.replaced == ()
         assert type(norm) is before
 
-    def test_outputs_of_another_kind_are_named(self):
-        class OtherNorm(LookalikeNorm):
-            def forward(self, x):
-                return self.formula(self, x)
-
-        for formula, reason in (
-            (lambda m, x: (right(m, x), x), "returns a tuple and not a tensor"),
-            (lambda m, x: right(m, x).double(), "returns torch.float64 for x of torch.float32"),
-            (lambda m, x: right(m, x)[0], "returns shape [48] for x of [24, 48]"),
-        ):
-            assert patch(OtherNorm(formula)).left[0].reason == reason
+    @pytest.mark.parametrize(
+        ("output", "reason"),
+        [
+            ("pair", "returns a tuple and not a tensor"),
+            ("double", "returns torch.float64 for x of torch.float32"),
+            ("row", "returns shape [48] for x of [24, 48]"),
+        ],
+    )
+    def test_outputs_of_another_kind_are_named(self, output, reason):
+        assert patch(OtherOutputNorm(output)).left[0].reason == reason
 
     def test_a_forward_that_another_tool_replaced_on_the_instance_stays(self):
         norm = LlamaRMSNorm(N)

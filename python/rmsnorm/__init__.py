@@ -7,8 +7,10 @@ from rmsnorm.library import cpu_targets, operators, use_cpu_target
 _why_not: Exception | None = None
 try:
     from rmsnorm.functional import npu_rms_norm, npu_rms_norm_backward, rms_norm
+    from rmsnorm.mapping import patch_mapping
     from rmsnorm.module import RMSNorm
-    from rmsnorm.patch import Report, patch, unpatch
+    from rmsnorm.patch import patch, unpatch
+    from rmsnorm.report import Report
 except Exception as error:
     _why_not = error  # the core and `rmsnorm doctor` work without PyTorch
 
@@ -20,6 +22,7 @@ __all__ = [
     "npu_rms_norm_backward",
     "operators",
     "patch",
+    "patch_mapping",
     "rms_norm",
     "unpatch",
     "use_cpu_target",
