@@ -61,12 +61,9 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
     >>> [norm.name for norm in patch(model).replaced]
     ['0']
     >>> unpatch(model)
-    >>> with patch(model) as report:
-    ...     model
-    Sequential(
-      (0): RMSNorm((8,), eps=1e-06, elementwise_affine=True, fused by rmsnorm)
-      (1): LayerNorm((8,), eps=1e-05, elementwise_affine=True)
-    )
+    >>> with patch(model):
+    ...     model[0]
+    RMSNorm((8,), eps=1e-06, elementwise_affine=True, fused by rmsnorm)
     >>> model[0]
     RMSNorm((8,), eps=1e-06, elementwise_affine=True)
     """
