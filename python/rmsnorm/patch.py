@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from rmsnorm.evidence import find_forms
 from rmsnorm.forms import DTYPES, Match, NotRmsNorm
 from rmsnorm.fused import FusedNorm, fused_class, restore
 from rmsnorm.library import why_no_cuda
 from rmsnorm.module import RMSNorm
-from rmsnorm.probe import find_forms
 from rmsnorm.report import Left, Replaced, Report, short
 
 _WIDEST = 2**17  # elements of a gamma; a parameter with more is a matrix
@@ -22,12 +22,13 @@ PLAIN = (bool, int, float, str, tuple, torch.dtype, type(None))  # told apart by
 def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None = None) -> Report:
     """Replaces the RMSNorms of a model by the fused operator.
 
-    A module is judged by what it computes. Each leaf that has "norm" in the name of its class, or
-    that owns one parameter of one axis and nothing else, runs on probe rows: on the CPU, with a
-    gamma of our own, so that no weight is read and no hook runs. It is replaced if all values and
-    the gradient are those of rms_norm to the bound of the arithmetic, for one rounding, a
-    gamma_offset of 0 or 1 and its own epsilon, with x in the dtype of gamma. Other dtypes are fused
-    where they agree as well; where they don't, the module's own forward runs.
+    A module is judged by what it computes, whatever its name. Each leaf that has "norm" in the name
+    of its class, or that owns one parameter of one axis and nothing else, is judged twice: its
+    source is read, and it runs on probe rows, on the CPU, with a gamma of our own, so that no
+    weight is read and no hook runs. It is replaced if the source says that it computes a form of
+    rms_norm, and all values and the gradient are those of that form to the bound of the
+    arithmetic, with x in the dtype of gamma. Other dtypes are fused where both agree as well; where
+    they don't, the module's own forward runs.
 
     A module keeps its parameters, state_dict, hooks and training mode, and stays an instance of its
     class. Copies and pickles of it are fused too: unpatch before you pickle for a place without

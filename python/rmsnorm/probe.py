@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from rmsnorm.forms import DTYPES, Difference, Form, Match, NotRmsNorm
+from rmsnorm.forms import Difference, Form, NotRmsNorm
 
 # How far a norm that computes in binary32 may be from the formula before it rounds to 16 bits,
 # relative to the value. In units of 2^-24: PyTorch's sum takes an element through at most 88
@@ -37,63 +35,7 @@ _ORDINARY = 8  # rows of ordinary size, that come first
 _RUNS = (((24,), True), ((4, 6), False), ((2, 3, 4), True), ((24,), False))
 
 
-def find_forms(
-    module: torch.nn.Module,
-    gamma_name: str | None,
-    dtype: torch.dtype,
-    *,
-    compare: bool = True,
-    rounding: str | None = None,
-) -> tuple[Match, ...]:
-    """The form of RMSNorm that a module computes, for each pair of dtypes in which it computes one.
-
-    Args:
-        module: a leaf; it runs as a shallow copy, its weights are not read and its hooks don't run,
-            so it may be on any device, meta included.
-        gamma_name: its only parameter, of any shape; None if it has none.
-        dtype: of gamma, or of the model where there is no gamma; x in this dtype has to match.
-        compare: whether to run the fused operator beside the module, forward and backward.
-        rounding: of the forms that run instead of the module's own; None: as the module rounds.
-
-    Returns:
-        The match for x and gamma of `dtype`, then those of other pairs with the same epsilon and
-        gamma_offset.
-
-    Raises:
-        NotRmsNorm: no form matches; the text says why.
-
-    Cost: some 10 passes over 24 rows for each of 9 pairs of dtypes, on the CPU, and 4 to compare;
-        no random state of the caller is touched.
-    """
-
-    def match(
-        x_dtype: torch.dtype,
-        gamma_dtype: torch.dtype | None,
-        epsilons: list[str | float],
-        gamma_offsets: tuple[float, ...],
-    ) -> Match:
-        probe = _Probe(module, gamma_name, x_dtype, gamma_dtype)
-        own = probe.find(epsilons, gamma_offsets)
-        form = dataclasses.replace(own, rounding=rounding or own.rounding)
-        differences = probe.compare(own, form) if compare else ()
-        return Match(x_dtype, gamma_dtype, own.rounding, form, differences)
-
-    with _neutral_state():
-        own_gamma_dtype = None if gamma_name is None else dtype
-        gamma_offsets = (0.0,) if gamma_name is None else (0.0, 1.0)
-        own = match(dtype, own_gamma_dtype, _epsilons(module), gamma_offsets)
-        matches = [own]
-        gamma_dtypes = (None,) if gamma_name is None else DTYPES
-        for x_dtype, gamma_dtype in itertools.product(DTYPES, gamma_dtypes):
-            if (x_dtype, gamma_dtype) == (dtype, own_gamma_dtype):
-                continue
-            with contextlib.suppress(NotRmsNorm):
-                same = [own.form.epsilon], (own.form.gamma_offset,)
-                matches.append(match(x_dtype, gamma_dtype, *same))
-        return tuple(matches)
-
-
-class _Probe:
+class Probe:
     """A module with a gamma of our own, the rows that it is run on, and what it made of them.
 
     Attributes:
@@ -129,25 +71,17 @@ class _Probe:
         with torch.no_grad():
             self.y = torch.stack([self._run(*run).reshape(self.x.shape) for run in _RUNS])
 
-    def find(self, epsilons: list[str | float], gamma_offsets: tuple[float, ...]) -> Form:
-        """The first epsilon and gamma_offset that explain y, with the better of the roundings."""
-        tried: list[Form] = []
-        for epsilon, gamma_offset in itertools.product(epsilons, gamma_offsets):
-            forms = [
-                Form(self.gamma_name, epsilon, gamma_offset, rounding, self.y.dtype)
-                for rounding in ("once", "before_gamma")
-            ]
-            tried += forms
-            differing = {
-                form: int(_differ(self.y[0], y).sum())
-                for form in forms
-                if (y := self._explained(form)) is not None
-            }
-            if differing:
-                best = min(differing, key=lambda form: differing[form])
-                self._check_gradient(best)
-                return best
-        raise NotRmsNorm(self._reason(tried))
+    def confirm(self, forms: list[Form]) -> Form:
+        """The first of the forms that explains y and the gradient.
+
+        Raises:
+            NotRmsNorm: none does.
+        """
+        for form in forms:
+            if form.out_dtype == self.y.dtype and self._is_explained(form):
+                self._check_gradient(form)
+                return form
+        raise NotRmsNorm(self._reason(forms))
 
     def compare(self, own: Form, form: Form) -> tuple[Difference, ...]:
         """The results of a form beside those of the module, which computes `own`."""
@@ -183,11 +117,11 @@ class _Probe:
             raise NotRmsNorm(f"returns {y.dtype} for x of {x.dtype}")
         return y
 
-    def _explained(self, form: Form) -> Tensor | None:
-        """The fused y, where the module's and the fused are what the form allows."""
+    def _is_explained(self, form: Form) -> bool:
+        """Whether the module's y and the fused one are what the form allows."""
         fused = form(self.module, self.x).detach()
         ends = self._ends(form, self.x.double())
-        return None if _excess(self.y, ends) > 0 or _excess(fused, ends) > 0 else fused
+        return _excess(self.y, ends) <= 0 and _excess(fused, ends) <= 0
 
     def _rstd(self, form: Form, x: Tensor) -> Tensor:
         mean_square = x.square().mean(self.axes, keepdim=True)
@@ -254,19 +188,16 @@ class _Probe:
             (dgamma, _gradient_error(dgamma_size, gamma_dtypes, roundings, factor)),
         ]
 
-    def _reason(self, tried: list[Form]) -> str:
-        x = self.x.double()
-        x_centred = x - x.mean(self.axes, keepdim=True)
-        nearest = min(_excess(self.y, self._ends(form, x)) for form in tried)
-        if min(_excess(self.y, self._ends(form, x_centred)) for form in tried) < nearest / 4:
-            return "subtracts the mean, as LayerNorm does"
-        if math.isinf(nearest):
-            return "another formula: gives infinity or NaN where RMSNorm is finite"
-        return f"another formula: every form of RMSNorm is off by {nearest:.2g} or more somewhere"
+    def _reason(self, forms: list[Form]) -> str:
+        by = min(_excess(self.y, self._ends(form, self.x.double())) for form in forms)
+        read = "its source reads as RMSNorm, but on probe rows it gives"
+        if math.isinf(by):
+            return f"{read} infinity or NaN where that is finite, or the other way round"
+        return f"{read} values that are off by {by:.2g} or more somewhere"
 
 
 @contextlib.contextmanager
-def _neutral_state() -> Iterator[None]:
+def neutral_state() -> Iterator[None]:
     """No mode or device of the caller reaches a probe; no random state or warning leaves it."""
     with (
         torch.inference_mode(False),  # which turns gradients on as well
@@ -285,19 +216,6 @@ def _neutral_state() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
-
-
-def _epsilons(module: torch.nn.Module) -> list[str | float]:
-    """What epsilon may be: attributes first, then what classes write into their code.
-
-    torch.nn.RMSNorm without eps takes the machine epsilon, of float32 or in older versions of x.
-    """
-    attributes = [
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
-    ]
-    return [*attributes, 1e-6, 1e-5, *(torch.finfo(dtype).eps for dtype in DTYPES)]
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -90,6 +90,8 @@ def _wrong_formula(value: Product) -> Unknown | None:
         return other_formula("computes something other than x times rstd")
     if powers.scale not in (0, 1):
         return other_formula(f"scales by a power of {value.gamma}")
+    if value.offset not in (0, 1):
+        return other_formula(f"adds {value.offset:g} to {value.gamma}")
     if value.columns or value.constant != 1:
         return other_formula("is off by a factor: a sum in place of a mean, or a constant")
     if not value.per_row:

@@ -43,9 +43,9 @@ def unfollowed(*values: Value) -> Unknown:
     for value in values:
         if isinstance(value, Unknown):
             return value
-    for value in values:
-        if isinstance(value, Symbol):
-            return Unknown(Cause.GATED, f"computes with {value.text}")
+    others = [value.text for value in values if isinstance(value, Symbol)]
+    if others and len(values) > len(others):
+        return Unknown(Cause.GATED, f"computes with {', '.join(others)}")
     return other_formula(f"computes with {', '.join(map(text_of, values))}")
 
 
@@ -140,7 +140,8 @@ def mean(input: Value, dim: Value = NONE, keepdim: Value = NONE, *, dtype: Value
     if axes is None:
         return other_formula("takes a mean or sum over other axes than the last ones")
     if input.powers != Powers(x=2) or input.constant != 1 or input.columns:
-        return other_formula(f"takes a mean or sum of {_described(input)}, not of the squares of x")
+        like = ", as LayerNorm does" if input.powers == Powers(x=1) else ""
+        return other_formula(f"takes the mean of {_described(input)}{like}, not of the squares of x")
     found = replace(
         input, powers=Powers(square=1), root=Root(axes), per_row=keepdim == Constant(True)
     )
@@ -253,8 +254,8 @@ def _refuses(reason: str) -> Operation:
 
 
 def _gate(name: str) -> Operation:
-    def refuse(*_: Value, **__: Value) -> Value:
-        return Unknown(Cause.GATED, f"goes through {name}")
+    def refuse(input: Value, *_: Value, **__: Value) -> Value:
+        return input if isinstance(input, Unknown) else Unknown(Cause.GATED, f"goes through {name}")
 
     return refuse
 
@@ -292,7 +293,7 @@ OPERATIONS: dict[str, Operation] = {
     "size": columns_of,
     **dict.fromkeys(("var", "std", "var_mean"), _refuses("takes a variance: subtracts the mean")),
     **dict.fromkeys(("layer_norm", "group_norm", "batch_norm"), _refuses("subtracts the mean")),
-    "normalize": _refuses("F.normalize: the L2 norm, with a floor where epsilon would be"),
+    "normalize": _refuses("calls F.normalize: the L2 norm, with a floor where epsilon would be"),
     **dict.fromkeys(
         ("clamp", "clip", "clamp_min", "clamp_max", "minimum", "maximum", "max"), _refuses("clamps")
     ),

@@ -250,6 +250,8 @@ def added(a: Product, other: Value) -> Value:
         return other
     if a.powers == Powers(scale=1) and a.constant == 1 and is_literal(other):
         return replace(a, offset=a.offset + other.value).computed(a.dtype)
+    if is_literal(other) and other.value == 0:
+        return a.computed(a.dtype)
     if a.powers.x:
         return other_formula(f"adds {text_of(other)}")
     if not isinstance(other, (Number, Symbol)):
