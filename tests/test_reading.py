@@ -206,7 +206,7 @@ class TestFiles:
             (
                 "h = x.view(-1, 4)\nreturn h * rsqrt(h.pow(2).mean(-1, True) + self.eps)",
                 Cause.GROUPED,
-                "changes the shape of x",
+                "changes the shape of a tensor",
             ),
             (
                 "h = x * rsqrt(x.pow(2).mean(-1) + self.eps)\nreturn h",
@@ -251,6 +251,17 @@ class TestFiles:
         assert "where `not (self.a)`, is off by a factor" in norm_class(other).reason
         many = head + "".join(f"if self.a{i}:\n    h = h.float()\n" for i in range(9)) + "return h"
         assert norm_class(many).reason == "has too many branches to follow"
+
+    def test_two_arguments_of_one_name_turn_out_by_themselves(self):
+        text = (
+            "def half(h, flag):\n    return h / 2 if flag else h\n"
+            "def double(h, flag):\n    return h * 2 if flag else h\n"
+            "def norm(x, eps, a, b):\n    h = x.float()\n"
+            "    h = half(h * torch.rsqrt(h.pow(2).mean(-1, True) + eps), a)\n"
+            "    return double(h, {}).to(x.dtype)\n"
+        )
+        assert only(text.format("a")).description is not None
+        assert only(text.format("b")).description is None
 
 
 class TestExpressions:

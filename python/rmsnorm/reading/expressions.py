@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rmsnorm.reading.describe import Meaning, by_path
 from rmsnorm.reading.finding import Description, Finding, Kind
@@ -56,10 +56,17 @@ def _norms_of(
         if isinstance(node, (ast.BinOp, ast.Call)):
             first = run(node, "float32", "float32")
             if list(first) == [()] and isinstance(first[()], Meaning):
-                found.append((node, described(functools.partial(run, node), x)))
+                found.append((node, _about(x, described(functools.partial(run, node), x))))
                 continue
         waiting += [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
     return found
+
+
+def _about(x: str, found: Description | Unknown) -> Description | Unknown:
+    """x is of any dtype here, so that a reason says in which it holds."""
+    if isinstance(found, Description):
+        return found
+    return replace(found, reason=f"where {x} is of 16 bits, {found.reason}")
 
 
 @dataclass

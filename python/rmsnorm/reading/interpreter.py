@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -36,6 +38,13 @@ _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Pow: operations.power,
 }
 
+_ORDER: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
 
 class Undecided(Exception):
     """A branch on something that only a run knows: both ways have to be followed."""
@@ -49,7 +58,7 @@ class Undecided(Exception):
 class Function(Value):
     """A function of the source, with the names that it sees."""
 
-    node: ast.FunctionDef | ast.Lambda
+    node: ast.FunctionDef
     scope: Scope
     bound: bool = False  # a method, whose first argument is given
 
@@ -98,8 +107,6 @@ class Interpreter:
         self.depth += 1
         try:
             names = self._bound(function, args, kwargs or {})
-            if isinstance(function.node, ast.Lambda):
-                return Frame(self, function.scope, names).value(function.node.body)
             self._check_decorators(function)
             returned = Frame(self, function.scope, names).run(function.node.body)
             return NONE if returned is None else returned
@@ -134,7 +141,6 @@ class Interpreter:
         return names
 
     def _check_decorators(self, function: Function) -> None:
-        assert isinstance(function.node, ast.FunctionDef)
         for decorator in function.node.decorator_list:
             target = decorator.func if isinstance(decorator, ast.Call) else decorator
             found = Frame(self, function.scope, {}).value(target)
@@ -180,8 +186,9 @@ class Frame:
                         return returned
                 case ast.Assert() | ast.Pass() | ast.Import() | ast.ImportFrom():
                     pass
-                case ast.FunctionDef():
-                    self._names[statement.name] = Function(statement, self._scope)
+                case ast.FunctionDef(name):
+                    inner = f"calls {name}, a function inside of a function"
+                    self._names[name] = Unknown(Cause.UNREADABLE, inner)
                 case _:
                     kind = type(statement).__name__.lower()
                     raise Refused(Cause.UNREADABLE, f"has a {kind} statement")
@@ -243,10 +250,8 @@ class Frame:
                 return self._decided(node)
 
     def _decided(self, node: ast.expr) -> bool:
-        text = ast.unparse(node)
-        for name in ast.walk(node):
-            if isinstance(name, ast.Name) and isinstance(self._names.get(name.id), Product):
-                raise Refused(Cause.UNREADABLE, f"branches on `{_short(node)}`")
+        """How a condition turns out that only a run knows, told apart by its text."""
+        text = ast.unparse(_Spelled(self._names).visit(copy.deepcopy(node)))
         if text not in self._run.decisions:
             raise Undecided(text)
         return self._run.decisions[text]
@@ -273,8 +278,10 @@ class Frame:
                 return Dtype(found.dtype)
             case Symbol() if name == "dtype" and found.scale_dtype is not None:
                 return Dtype(found.scale_dtype)
-            case Product() | Symbol() if name in ("shape", "device", "ndim", "is_cuda", "layout"):
-                return Symbol(ast.unparse(base) + "." + name, None)
+            case Product() if name == "shape" and (found.powers.x or found.powers.scale):
+                return Symbol("x.shape", None)
+            case Product() if name in ("shape", "device", "ndim", "is_cuda", "layout"):
+                return Symbol(f"{ast.unparse(base)}.{name}", None)
             case Symbol(text):
                 return Symbol(f"{text}.{name}", None)
             case Product() if name in ("T", "mT", "data", "grad"):
@@ -345,8 +352,10 @@ class Frame:
 
     def _subscript(self, base: Value, index: ast.expr) -> Value:
         match base:
-            case Symbol(text) if text.endswith(".shape"):
-                return Columns() if self.value(index) == Number(-1.0) else Symbol(f"{text}[]", None)
+            case Symbol("x.shape") if self.value(index) == Number(-1.0):
+                return Columns()
+            case Symbol(text):
+                return Symbol(f"{text}[{_short(index)}]", None)
             case Product() if not base.per_row and ast.unparse(index) in (
                 "..., None",
                 "(..., None)",
@@ -395,6 +404,19 @@ class Frame:
                 raise Refused(Cause.SIDE_EFFECT, f"computes under `{_short(item.context_expr)}`")
 
 
+class _Spelled(ast.NodeTransformer):
+    """Writes what local names stand for in their place, so that equal texts mean the same."""
+
+    def __init__(self, names: Mapping[str, Value]) -> None:
+        self._names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        held = self._names.get(node.id)
+        if isinstance(held, (Product, Unknown)):
+            raise Refused(Cause.UNREADABLE, f"branches on {node.id}")
+        return ast.Name(held.text) if isinstance(held, Symbol) else node
+
+
 def _only_raises(body: list[ast.stmt]) -> bool:
     return all(isinstance(statement, ast.Raise) for statement in body)
 
@@ -415,11 +437,15 @@ def _compared(op: ast.cmpop, left: Value, right: Value) -> bool | None:
             found = left in right.value if isinstance(right.value, tuple) else False
             return found is isinstance(op, ast.In)
         return None
+    if isinstance(left, Number) and isinstance(right, Number) and type(op) in _ORDER:
+        return _ORDER[type(op)](left.value, right.value)
     if not isinstance(op, (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)):
         return None
     same = isinstance(op, (ast.Eq, ast.Is))
     if isinstance(left, Dtype) and isinstance(right, Dtype):
         return (left == right) is same
+    if isinstance(left, Number) and isinstance(right, Number):
+        return (left.value == right.value) is same
     if isinstance(left, (Constant, Number)) and isinstance(right, (Constant, Number)):
         return (left == right) is same
     tensors = (Product, Function)

@@ -80,7 +80,7 @@ class _LiveScope:
                 return Constant(None)
             return scale(text, self.gamma_dtype)
         if name in module._buffers:
-            return Symbol(text, None)
+            return Unknown(Cause.GATED, f"reads {text}, a buffer")
         if name in module._modules:
             return Unknown(Cause.UNREADABLE, f"calls {text}, another module")
         if name == "training":

@@ -141,7 +141,9 @@ def mean(input: Value, dim: Value = NONE, keepdim: Value = NONE, *, dtype: Value
         return other_formula("takes a mean or sum over other axes than the last ones")
     if input.powers != Powers(x=2) or input.constant != 1 or input.columns:
         like = ", as LayerNorm does" if input.powers == Powers(x=1) else ""
-        return other_formula(f"takes the mean of {_described(input)}{like}, not of the squares of x")
+        return other_formula(
+            f"takes the mean of {_described(input)}{like}, not of the squares of x"
+        )
     found = replace(
         input, powers=Powers(square=1), root=Root(axes), per_row=keepdim == Constant(True)
     )
@@ -178,9 +180,18 @@ def to(input: Value, *targets: Value, **options: Value) -> Value:
             return input.cast(target.dtype)
         if isinstance(target, Unknown):
             return target
-        if isinstance(target, Symbol):
-            return Unknown(Cause.UNREADABLE, f"casts to {target.text}, which isn't known")
+        if isinstance(target, Constant) and not isinstance(target.value, str):
+            continue  # non_blocking, copy
+        if not _is_device(target):
+            return Unknown(Cause.UNREADABLE, f"casts to {text_of(target)}, which isn't followed")
     return input
+
+
+def _is_device(target: Value) -> bool:
+    if isinstance(target, Symbol):
+        return target.text.endswith("device")
+    devices = ("cpu", "cuda", "npu", "xpu", "mps", "meta")
+    return isinstance(target, Constant) and str(target.value).partition(":")[0] in devices
 
 
 def rms_norm(
@@ -226,7 +237,9 @@ def detached(*_: Value, **__: Value) -> Value:
 
 
 def reshaped(*_: Value, **__: Value) -> Value:
-    return Unknown(Cause.GROUPED, "changes the shape of x: a norm over groups, or other axes")
+    return Unknown(
+        Cause.GROUPED, "changes the shape of a tensor: a norm over groups, or other axes"
+    )
 
 
 def random(*_: Value, **__: Value) -> Value:
@@ -267,7 +280,7 @@ OPERATIONS: dict[str, Operation] = {
     **dict.fromkeys(("add",), plus),
     **dict.fromkeys(("sub", "subtract"), minus),
     **dict.fromkeys(("neg", "negative"), negative),
-    **dict.fromkeys(("pow", "float_power"), power),
+    **dict.fromkeys(("pow",), power),
     "square": square,
     "sqrt": sqrt,
     "rsqrt": rsqrt,

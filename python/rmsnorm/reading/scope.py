@@ -100,6 +100,8 @@ class ClassScope(SourceScope):
         if not held:
             base = name == "weight" and not self._is_plain_module()
             return Symbol(text, self.gamma_dtype if base else None)
+        if any(_is_buffer(value) for value in held):
+            return Unknown(Cause.GATED, f"reads {text}, a buffer")
         parameters = [value for value in held if _is_parameter(value)]
         others = [value for value in held if value not in parameters and not _is_none(value)]
         if parameters and not others:
@@ -122,7 +124,7 @@ class ClassScope(SourceScope):
         self, name: str, classes: Iterator[ast.ClassDef] | list[ast.ClassDef]
     ) -> Value | None:
         for owner in classes:
-            for node in owner.body:
+            for node in reversed(owner.body):
                 if isinstance(node, ast.FunctionDef) and node.name == name:
                     decorators = {ast.unparse(each) for each in node.decorator_list}
                     if "property" in decorators:
@@ -184,6 +186,10 @@ def _attribute(target: ast.expr) -> str | None:
 
 def _is_none(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is None
+
+
+def _is_buffer(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and ast.unparse(value.func) == "self.register_buffer"
 
 
 def _is_parameter(value: ast.expr) -> bool:
