@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrizations
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRMSNormGated,
@@ -103,6 +104,22 @@ class TestLeft:
     )
     def test_outputs_of_another_kind_are_named(self, output, reason):
         assert patch(OtherOutputNorm(output)).left[0].reason == reason
+
+    def test_a_scale_that_is_no_parameter_is_not_taken_for_none(self):
+        """With ones in it, the values are those of a norm without a weight."""
+        parametrized = LlamaRMSNorm(N)
+        parametrizations.weight_norm(parametrized, "weight", dim=None)
+        with torch.no_grad():
+            parametrized.parametrizations.weight.original0.fill_(N**0.5)
+        flattened = LlamaRMSNorm(N)
+        del flattened.weight
+        flattened.weight = torch.ones(N)
+        for norm, reason in (
+            (parametrized, "is parametrized: its scale is computed from something else"),
+            (flattened, "holds weight, a tensor that is no parameter"),
+        ):
+            assert norm.weight.allclose(torch.ones(N))
+            assert patch(norm).left[0].reason == reason
 
     def test_a_forward_that_another_tool_replaced_on_the_instance_stays(self):
         norm = LlamaRMSNorm(N)

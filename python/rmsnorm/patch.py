@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from rmsnorm.evidence import find_forms
 from rmsnorm.forms import DTYPES, Match, NotRmsNorm
@@ -41,8 +42,10 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
     Args:
         model: changed in place; a norm, or a module that holds some; on any device that has
             kernels, or on meta, before it has weights.
-        verify: whether to compare y and the gradients of the fused operator with those of the
-            module on the probe rows, too; the forms are found by the probes in either case.
+        verify: whether to run the fused operator beside the module on the probe rows, forward and
+            backward, and report for y, dx and dgamma: equal bits, or how many values differ, by how
+            much, and how far two right results may be apart there. Without it a module is judged as
+            strictly.
         rounding: None: each norm rounds as its own class does. "fused": once, as the operator
             page's fused call does, where the class rounds before gamma, too; the report then says
             how many values of the probes move, and by how much.
@@ -110,7 +113,7 @@ def _is_named_norm(module: torch.nn.Module) -> bool:
 
 
 def _is_candidate(module: torch.nn.Module) -> bool:
-    if next(module.children(), None) is not None:
+    if any(name != "parametrizations" for name, _ in module.named_children()):
         return False
     return _is_named_norm(module) or [len(shape) for _, shape, _ in _held(module)] == [1]
 
@@ -148,6 +151,11 @@ def _verdict(
         return "fused already"
     if "forward" in vars(module):
         return "its forward was replaced on the instance, by something else"
+    if parametrize.is_parametrized(module):
+        return "is parametrized: its scale is computed from something else"
+    for name, value in attributes(module).items():
+        if isinstance(value, torch.Tensor):
+            return f"holds {name}, a tensor that is no parameter"
     if len(held) > 1 or any(name in module._buffers for name in names):
         return f"holds {', '.join(names)}; a norm that can be fused holds one scale or nothing"
     devices = {parameter.device.type for parameter in module.parameters()}
