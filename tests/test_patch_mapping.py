@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, LlamaConfig
 from transformers.models.gemma import modeling_gemma
@@ -178,3 +179,9 @@ class TestClasses:
         unregister_patch_mapping(list(mapping))
         with apply_patches():
             assert modeling_llama.LlamaRMSNorm is LlamaRMSNorm
+
+    def test_what_holds_no_norms_is_refused(self):
+        with pytest.raises(TypeError, match="modeling: 'llama'; expected modules such as"):
+            rmsnorm.patch_mapping("llama")
+        with pytest.raises(ValueError, match=r"modeling: transformers\.models\.llama has no class"):
+            rmsnorm.patch_mapping(modeling_gemma, transformers.models.llama)

@@ -126,17 +126,17 @@ class TestMeta:
 
 
 class TestCompiled:
-    @pytest.mark.parametrize("compiled_before", ["patch", "the first call", "no more"])
-    def test_compiled_code_runs_the_fused_norms(self, compiled_before):
+    @pytest.mark.parametrize("patched", ["before compile", "before the first call", "after it"])
+    def test_compiled_code_runs_the_fused_norms(self, patched):
         torch.compiler.reset()
         model = llama(torch.float32)
         own = logits(model)
-        if compiled_before == "patch":
+        if patched == "before compile":
             patch(model)
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        if compiled_before == "the first call":
+        if patched == "before the first call":
             patch(model)
-        elif compiled_before == "no more":
+        elif patched == "after it":
             assert same_bits(logits(compiled), own)
             patch(compiled)
         fused = logits(model)

@@ -10,6 +10,8 @@ import torch
 
 from rmsnorm.patch import PLAIN, attributes, kind_of, patch
 
+_EXAMPLE = "transformers.models.llama.modeling_llama"
+
 
 def patch_mapping(*modeling: ModuleType, rounding: str | None = None) -> dict[str, type]:
     """What transformers.monkey_patching.register_patch_mapping takes to build norms fused.
@@ -20,7 +22,7 @@ def patch_mapping(*modeling: ModuleType, rounding: str | None = None) -> dict[st
 
     Args:
         modeling: where classes are looked for, such as transformers.models.llama.modeling_llama;
-            norms of other modules, such as torch.nn.RMSNorm, are left for patch.
+            those of other modules that a model uses, such as torch.nn.RMSNorm, are left for patch.
         rounding: as in patch.
 
     Returns:
@@ -28,21 +30,18 @@ def patch_mapping(*modeling: ModuleType, rounding: str | None = None) -> dict[st
         the keys are patterns, since transformers finds a plain name inside of longer names, too.
 
     Raises:
+        TypeError, ValueError: modeling holds what is no module, or a module without such a class.
         ValueError: rounding is something else.
 
     Threads: not while another thread builds a model.
     Cost: that of patch for each kind of norm, when the first is built.
 
-    >>> import types
-    >>> modeling = types.SimpleNamespace(SmallNorm=torch.nn.RMSNorm)
-    >>> builds = patch_mapping(modeling)
-    >>> list(builds)
-    ['^RMSNorm$']
+    >>> builds = patch_mapping(torch.nn.modules.normalization)
     >>> builds["^RMSNorm$"](8, eps=1e-6)
     RMSNorm((8,), eps=1e-06, elementwise_affine=True, fused by rmsnorm)
     """
     patch(torch.nn.Identity(), rounding=rounding)  # refuses another rounding
-    classes = {cls for module in modeling for cls in vars(module).values() if _is_norm(cls)}
+    classes = set().union(*map(_norms, modeling))
     return {
         f"^{cls.__name__}$": _Builder(
             cls.__name__,
@@ -85,9 +84,18 @@ class _Builder(type):
         return isinstance(instance, cls.__base__)  # type: ignore[arg-type]
 
 
-def _is_norm(value: Any) -> bool:
-    return (
-        isinstance(value, type)
-        and issubclass(value, torch.nn.Module)
-        and "norm" in value.__name__.lower()
-    )
+def _norms(modeling: ModuleType) -> set[type]:
+    if not isinstance(modeling, ModuleType):
+        raise TypeError(f"modeling: {modeling!r}; expected modules such as {_EXAMPLE}")
+    found = {
+        value
+        for name, value in vars(modeling).items()
+        if isinstance(value, type) and issubclass(value, torch.nn.Module)
+        if "norm" in value.__name__.lower() and name == value.__name__
+    }
+    if not found:
+        raise ValueError(
+            f'modeling: {modeling.__name__} has no class with "norm" in its name; '
+            f"expected modules such as {_EXAMPLE}"
+        )
+    return found
