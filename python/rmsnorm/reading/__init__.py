@@ -1,1 +1,1 @@
-"""What a norm computes, read from its source: nothing is imported or run. Needs no PyTorch."""
+"""What a norm computes, read from its source or a traced graph: nothing is run."""
