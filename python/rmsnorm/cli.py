@@ -1,4 +1,4 @@
-"""The command line: rmsnorm demo | bench | ops | doctor."""
+"""The command line: rmsnorm demo | bench | migrate | ops | doctor."""
 
 from enum import Enum
 from pathlib import Path
@@ -88,6 +88,55 @@ def doctor(
     from rmsnorm import doctor
 
     doctor.run(as_json)
+
+
+class Target(Enum):
+    RMSNORM = "rmsnorm"
+    TORCH_NPU = "torch_npu"
+
+
+@app.command()
+def migrate(
+    paths: Annotated[list[Path], typer.Argument(help="Files, and folders with *.py.")],
+    target: Annotated[
+        Target, typer.Option(help="What to call in place of small operators.")
+    ] = Target.RMSNORM,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="The changes, as `git apply` takes them.")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Make the changes.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 0: nothing to do; 1: would change; 2: error.")
+    ] = False,
+    dirty: Annotated[
+        bool,
+        typer.Option(
+            "--dirty",
+            help="With --write: also files that git couldn't give back as they are. Outside of a "
+            "git repository that isn't asked.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    sarif: Annotated[bool, typer.Option("--sarif", help="The report as SARIF 2.1.0.")] = False,
+) -> None:
+    """Find norms made of small operators in source, and rewrite them to the fused call.
+
+    Says what each computes and what becomes of it; docs/codes.md explains the codes. Calls of
+    torch_npu.npu_rms_norm become rmsnorm's, which run anywhere. Nothing is written without
+    --write. Source is parsed, never imported. `# rmsnorm: skip` on a line or above leaves it alone.
+    """
+    from rmsnorm.migrate import command
+    from rmsnorm.migrate.call import Target as Calls
+
+    if write and check or diff + as_json + sarif > 1:
+        raise typer.BadParameter("one of --write and --check, one of --diff, --json and --sarif")
+    shape = command.Shape.DIFF if diff else command.Shape.JSON if as_json else command.Shape.TEXT
+    shape = command.Shape.SARIF if sarif else shape
+    outcome = command.run_command(paths, Calls(target.value), shape, write, dirty)
+    if outcome.has_errors:
+        raise typer.Exit(2)
+    if check and outcome.would_change:
+        raise typer.Exit(1)
 
 
 @app.command()

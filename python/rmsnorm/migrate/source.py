@@ -1,0 +1,86 @@
+"""A source text with its syntax tree, and the places in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+_LINE_END = re.compile(r"\r\n|\r|\n")  # what Python takes for one; str.splitlines knows more
+_SKIP = re.compile(r"#\s*rmsnorm:\s*skip\b")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """text[start:end] becomes `text`."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Source:
+    """What the parts of a rewrite read.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: as ast.parse.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tree = ast.parse(text)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(match.end() for match in _LINE_END.finditer(self.text))]
+
+    @cached_property
+    def line_end(self) -> str:
+        """That of the first line."""
+        match = _LINE_END.search(self.text)
+        return match.group() if match else "\n"
+
+    def index(self, line: int, column: int) -> int:
+        """Of a place as ast counts it: lines from 1, columns in UTF-8 bytes."""
+        start = self._starts[line - 1]
+        until = self.text[start : start + column]
+        if until.isascii():
+            return start + len(until)
+        return start + len(until.encode()[:column].decode())
+
+    def column(self, line: int, column: int) -> int:
+        """From 1, in characters."""
+        return self.index(line, column) - self._starts[line - 1] + 1
+
+    def start(self, node: ast.stmt | ast.expr) -> int:
+        return self.index(node.lineno, node.col_offset)
+
+    def end(self, node: ast.stmt | ast.expr) -> int:
+        return self.index(node.end_lineno or 0, node.end_col_offset or 0)
+
+    def line_start(self, line: int) -> int:
+        """Where a line begins; the end of the text for the line after the last."""
+        return self._starts[line - 1] if line <= len(self._starts) else len(self.text)
+
+    def skips(self, lines: Sequence[int]) -> bool:
+        """Whether one of the lines asks to be left alone."""
+        return any(
+            line >= 1 and _SKIP.search(self.text[self.line_start(line) : self.line_start(line + 1)])
+            for line in lines
+        )
+
+    def classes(self) -> Iterator[ast.ClassDef]:
+        return (node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef))
+
+
+def apply(text: str, edits: Sequence[Edit]) -> str:
+    """The text with all edits made. They overlap nowhere."""
+    parts, position = [], 0
+    for edit in sorted(edits, key=lambda edit: (edit.start, edit.end)):
+        if edit.start < position:
+            raise ValueError(f"edits overlap at {edit.start}")
+        parts += [text[position : edit.start], edit.text]
+        position = edit.end
+    return "".join([*parts, text[position:]])
