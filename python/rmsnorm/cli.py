@@ -128,7 +128,7 @@ def migrate(
     from rmsnorm.migrate import command
     from rmsnorm.migrate.call import Target as Calls
 
-    if write and check or diff + as_json + sarif > 1:
+    if (write and check) or diff + as_json + sarif > 1:
         raise typer.BadParameter("one of --write and --check, one of --diff, --json and --sarif")
     shape = command.Shape.DIFF if diff else command.Shape.JSON if as_json else command.Shape.TEXT
     shape = command.Shape.SARIF if sarif else shape

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import os.path
 import re
 from collections.abc import Sequence
 
 import libcst as cst
 
 from rmsnorm.migrate.call import Call, CannotRewriteError
-from rmsnorm.migrate.source import Edit, Source
+from rmsnorm.migrate.source import Edit, Source, common_length
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -38,7 +37,7 @@ def replace_body(source: Source, function: Function, call: Call, names: dict[str
     text = source.text[start : source.line_start((function.end_lineno or 0) + 1)].rstrip("\r\n")
     old = re.sub(r"\r\n?", "\n", text)  # LibCST knows no lone \r
     new = _replaced(old, kept, call, names)
-    same = len(os.path.commonprefix([old.split("\n"), new.split("\n")]))
+    same = common_length(old.split("\n"), new.split("\n"))
     tail = source.line_end.join(new.split("\n")[same:])
     return Edit(source.line_start(first + same), start + len(text), tail)
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rmsnorm.migrate.source import common_length
+
 _NO_END = "\n\\ No newline at end of file\n"
 
 
@@ -17,15 +19,48 @@ def unified(path: Path, old: bytes, new: bytes) -> bytes:
     """
     # Latin-1 gives every byte a character of its own, so that no encoding matters.
     before, after = _lines(old), _lines(new)
-    skipped = len(os.path.commonprefix([before, after])) - 3
-    skipped = max(skipped, 0)
-    same = len(os.path.commonprefix([before[:skipped:-1], after[:skipped:-1]])) - 3
-    cut = slice(skipped, -same if same > 0 else None)
-    hunks = difflib.unified_diff(before[cut], after[cut], lineterm="\n")
     name = os.path.relpath(path)
-    head = f"--- {_quoted('a/' + name)}\n+++ {_quoted('b/' + name)}\n"
-    lines = [_shifted(line, skipped) for line in list(hunks)[2:]]
-    return (head + "".join(map(_ended, lines))).encode("latin-1")
+    text = f"--- {_quoted('a/' + name)}\n+++ {_quoted('b/' + name)}\n"
+    matcher = difflib.SequenceMatcher()  # which only groups
+    matcher.opcodes = _opcodes(before, after)  # type: ignore[attr-defined]
+    for group in matcher.get_grouped_opcodes():
+        (_, i, _, j, _), (_, _, i_end, _, j_end) = group[0], group[-1]
+        text += f"@@ -{_range(i, i_end)} +{_range(j, j_end)} @@\n"
+        for tag, i, i_end, j, j_end in group:
+            if tag == "equal":
+                text += "".join(map(_ended, (f" {line}" for line in before[i:i_end])))
+            else:
+                text += "".join(map(_ended, (f"-{line}" for line in before[i:i_end])))
+                text += "".join(map(_ended, (f"+{line}" for line in after[j:j_end])))
+    return text.encode("latin-1")
+
+
+def _opcodes(before: list[str], after: list[str]) -> list[tuple[str, int, int, int, int]]:
+    """As difflib's, with all lines equal that are before the first change and after the last.
+
+    git takes a hunk with little context at its end only at the end of the file, and difflib alone
+    finds no context in lines that are there hundreds of times.
+    """
+    head = common_length(before, after)
+    tail = common_length(before[head:][::-1], after[head:][::-1])
+    i_end, j_end = len(before) - tail, len(after) - tail
+    middle = difflib.SequenceMatcher(None, before[head:i_end], after[head:j_end]).get_opcodes()
+    codes = [("equal", 0, head, 0, head)] if head else []
+    codes += [(tag, *_shifted(head, i, ie), *_shifted(head, j, je)) for tag, i, ie, j, je in middle]
+    if tail:
+        codes.append(("equal", i_end, len(before), j_end, len(after)))
+    return codes
+
+
+def _shifted(by: int, start: int, end: int) -> tuple[int, int]:
+    return start + by, end + by
+
+
+def _range(start: int, end: int) -> str:
+    """Lines count from 1; an empty range names the line before it."""
+    count = end - start
+    first = start + 1 if count else start
+    return str(first) if count == 1 else f"{first},{count}"
 
 
 def _lines(data: bytes) -> list[str]:
@@ -37,19 +72,6 @@ def _lines(data: bytes) -> list[str]:
 
 def _ended(line: str) -> str:
     return line if line.endswith("\n") else line + _NO_END
-
-
-def _shifted(line: str, skipped: int) -> str:
-    """A hunk's head counts from the file's first line."""
-    if not line.startswith("@@"):
-        return line
-    ranges = (_shifted_range(each, skipped) for each in line.split()[1:3])
-    return f"@@ {' '.join(ranges)} @@\n"
-
-
-def _shifted_range(text: str, skipped: int) -> str:
-    first, comma, count = text[1:].partition(",")
-    return f"{text[0]}{int(first) + skipped}{comma}{count}"
 
 
 def _quoted(name: str) -> str:

@@ -100,7 +100,9 @@ def unneeded_imports(source: Source, rewritten: list[Use]) -> list[Edit]:
     """
     gone = {id(node) for use in rewritten for node in ast.walk(use.node)}
     gone |= {id(node.value) for node in ast.walk(source.tree) if isinstance(node, ast.Expr)}
-    words = {word for node in ast.walk(source.tree) if id(node) not in gone for word in _words(node)}
+    words = {
+        word for node in ast.walk(source.tree) if id(node) not in gone for word in _words(node)
+    }
     says_npu = any("npu" in word.lower() for word in words)
     edits = []
     for block in _blocks(source.tree):

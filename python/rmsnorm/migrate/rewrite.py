@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rmsnorm.migrate import body, helpers, imports, npu
 from rmsnorm.migrate.call import Call, CannotRewriteError, Target, call_of, in_words
@@ -11,6 +11,9 @@ from rmsnorm.migrate.codes import OF_CAUSE, OF_KIND, Code
 from rmsnorm.migrate.source import Edit, Source, apply
 from rmsnorm.reading.finding import Finding, Kind, Span
 from rmsnorm.reading.source import find
+
+_ROUNDS = 4
+_LATE = "found once the others are rewritten; its line is that of the new text"
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,26 @@ def whole_file(code: Code, text: str) -> Item:
 def rewrite(text: str, target: Target) -> Rewriting:
     """What is found in the text, and the text with every norm that can be rewritten.
 
+    A helper that stays since others call it is a norm of its own once its class doesn't, so what is
+    rewritten is read again until nothing changes.
+
     Raises:
         SyntaxError, ValueError, RecursionError, MemoryError: as ast.parse.
     """
+    found = _once(text, target)
+    before, after = text, found.text
+    for _ in range(_ROUNDS):
+        if after == before:
+            break
+        again = _once(after, target)
+        late = (item for item in again.items if item.replacement is not None)
+        items = (replace(item, notes=(*item.notes, _LATE), edits=()) for item in late)
+        found = replace(found, items=(*found.items, *items), text=again.text)
+        before, after = after, again.text
+    return found
+
+
+def _once(text: str, target: Target) -> Rewriting:
     source = Source(text)
     findings = find(text)
     uses = npu.uses(source.tree) if target is Target.RMSNORM else []
@@ -197,6 +217,7 @@ def _by_place(tree: ast.AST) -> dict[tuple[int, ...], ast.AST]:
     """Expressions by where they begin and end; functions by the line of the first decorator and
     where they end."""
     found: dict[tuple[int, ...], ast.AST] = {}
+    place: tuple[int, ...]
     for node in ast.walk(tree):
         if isinstance(node, ast.expr):
             place = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)

@@ -47,7 +47,7 @@ def write(file: File, data: bytes, allow_uncommitted: bool) -> None:
             _create(temporary, data, status)
             if path.read_bytes() != file.data:
                 raise CannotWriteError("has changed since it was read")
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -60,7 +60,7 @@ def write(file: File, data: bytes, allow_uncommitted: bool) -> None:
 def _create(path: Path, data: bytes, status: os.stat_result) -> None:
     """A new file with the owner and the mode of another."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         with contextlib.suppress(PermissionError):  # only root may give a file away
@@ -109,7 +109,9 @@ def _why_not_in_git(path: Path) -> str | None:
             ["git", "-C", folder, *options, *status, "--", path.name], capture_output=True
         )
     except OSError as error:
-        return f"git can't be asked whether it is committed: {error}; --dirty writes it nevertheless"
+        return (
+            f"git can't be asked whether it is committed: {error}; --dirty writes it nevertheless"
+        )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
         return f"git doesn't say whether it is committed: {said}; --dirty writes it nevertheless"
