@@ -6,6 +6,7 @@ from rmsnorm.library import cpu_targets, operators, use_cpu_target
 
 _why_not: Exception | None = None
 try:
+    from rmsnorm.compile_pass import compile_pass
     from rmsnorm.functional import npu_rms_norm, npu_rms_norm_backward, rms_norm
     from rmsnorm.mapping import patch_mapping
     from rmsnorm.module import RMSNorm
@@ -17,6 +18,7 @@ except Exception as error:
 __all__ = [
     "RMSNorm",
     "Report",
+    "compile_pass",
     "cpu_targets",
     "npu_rms_norm",
     "npu_rms_norm_backward",

@@ -153,7 +153,11 @@ def mean(input: Value, dim: Value = NONE, keepdim: Value = NONE, *, dtype: Value
 def total(input: Value, dim: Value = NONE, keepdim: Value = NONE, *, dtype: Value = NONE) -> Value:
     """A sum: the mean times n."""
     found = mean(input, dim, keepdim, dtype=dtype)
-    return replace(found, columns=1.0) if isinstance(found, Product) else found
+    if not isinstance(found, Product):
+        return found
+    if found.root != Root(1):  # n is the length of the last axis
+        return other_formula("takes a sum over several axes")
+    return replace(found, columns=1.0)
 
 
 def norm(
@@ -219,7 +223,13 @@ def rms_norm(
 
 
 def unsqueeze(input: Value, dim: Value) -> Value:
-    if isinstance(input, Product) and not input.per_row and dim == Number(-1.0):
+    if (
+        isinstance(input, Product)
+        and not input.per_row
+        and input.root is not None
+        and input.root.axes == 1  # several axes need as many
+        and dim == Number(-1.0)
+    ):
         return replace(input, per_row=True, fresh=False)
     return reshaped(input)
 

@@ -1,0 +1,236 @@
+"""A pass of torch.compile that moves the norms of any model to the fused operator."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from rmsnorm.functional import rms_norm
+from rmsnorm.library import build, why_no_cuda
+from rmsnorm.reading.graph import Norm, Reader, example, is_pure, name_of, same_shape, squared
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OPERATOR = torch.ops.rmsnorm.rms_norm.default
+
+
+def compile_pass() -> CompilePass:
+    """A pass for torch.compile: the norms in a traced graph become rms_norm, the model stays.
+
+    Each x * rsqrt(mean(x^2) + epsilon) in a graph is replaced, with its scale and its roundings,
+    wherever it stands: in a module of any name, in a function, inline; and so is F.rms_norm. It is
+    judged by what the graph computes in the dtypes that were traced. What can't be followed, or
+    isn't one of the operator's forms, stays: other formulas and roundings, float64, what is changed
+    in place between the operations of the norm, a block of torch.autocast inside of the compiled
+    code, torch.func. One difference in values is meant: a finite row whose squares overflow or
+    vanish in float32 comes out right.
+
+    Returns:
+        For `torch.compile(model, options={"pre_grad_custom_pass": rmsnorm.compile_pass()})`, or for
+        `torch._inductor.config.pre_grad_custom_pass`. Only the default backend, inductor, runs
+        passes; in a backend of your own, call it on the graph of the fx.GraphModule that it gets,
+        then recompile() that. `print` it to see what was replaced and what was left.
+
+    Raises:
+        ImportError: PyTorch is older than 2.6, whose caches of compiled graphs know no passes.
+
+    Caches: graphs compiled with the pass, without it and by another version of it are kept apart.
+        A graph that comes from inductor's cache holds the operator already: the pass doesn't run
+        then, and so reports nothing.
+    Cost: some ms for each norm, as the graph is compiled.
+
+    >>> seen = compile_pass()
+    >>> norm = torch.nn.RMSNorm(8, eps=1e-6)
+    >>> def backend(module, inputs):
+    ...     seen(module.graph)
+    ...     module.recompile()
+    ...     return module
+    >>> _ = torch.compile(norm, backend=backend)(torch.ones(2, 8))
+    >>> print(seen)
+    replaced 1 norm
+      1 × float32 -> float32, epsilon 1e-06, gamma_offset 0, rounding once
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass  # seconds: not for every import
+
+    CustomGraphPass.register(CompilePass)
+    return CompilePass()
+
+
+class CompilePass:
+    """What compile_pass returns.
+
+    Attributes:
+        replaced: how many norms of each form were replaced, in all graphs so far.
+        left: how many mean squares were seen and left, for each reason.
+    """
+
+    def __init__(self) -> None:
+        self.replaced: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
+        self._torch_is_ours = _torch_is_ours()
+
+    def __call__(self, graph: Graph) -> None:
+        """Replaces the norms of a graph of torch.compile, in place."""
+        if any("functorch" in str(getattr(node.target, "__module__", "")) for node in graph.nodes):
+            return  # torch.func: the operator has no rule for vmap and jvp
+        autocast = _autocast(graph)
+        for x in squared(graph):
+            reader = Reader(x)
+            replaced, reason = 0, reader.why_none()
+            for norm in reversed(reader.norms()):  # the largest first: few others are used then
+                if not norm.end.users:
+                    continue
+                why_not = self._why_not(norm, autocast.get(norm.end, {}))
+                if why_not is None:
+                    self.replaced[_form(norm)] += 1
+                    replaced += 1
+                    _replace(graph, norm)
+                else:
+                    reason = why_not
+            if not replaced and reason is not None:
+                self.left[reason] += 1
+
+    def uuid(self) -> str:
+        """What inductor's caches know the pass by."""
+        return _uuid()
+
+    def __str__(self) -> str:
+        lines = []
+        for word, counts in (("replaced", self.replaced), ("left", self.left)):
+            total = counts.total()
+            if total or counts is self.replaced:
+                lines.append(f"{word} {total} norm{'' if total == 1 else 's'}")
+                lines += [f"  {count} × {text}" for text, count in counts.most_common()]
+        return "\n".join(lines)
+
+    def _why_not(self, norm: Norm, autocast: dict[str, bool]) -> str | None:
+        """Why a norm is to stay, though the operator has its form."""
+        x = example(norm.x)
+        if x.dtype not in _DTYPES:
+            return f"x is {_short(x.dtype)}"
+        if x.layout != torch.strided or x.device.type not in ("cpu", "cuda"):
+            return (
+                f"x is {_short(x.layout)} on {x.device.type}; the kernels run on CPUs and on CUDA"
+            )
+        if x.device.type == "cuda" and (lack := why_no_cuda()):
+            return f"is on {lack}"  # cuda: …
+        if autocast.get(x.device.type):
+            return "is in a block of torch.autocast"
+        node = norm.end
+        while node is not norm.steps[0]:
+            node = node.prev
+            if node not in norm.steps and not is_pure(node):
+                return f"has {name_of(node)} between its operations"
+        by_torch = any(name_of(step) == "rms_norm" for step in norm.steps)
+        if by_torch and x.dtype != torch.float32 and not self._torch_is_ours:
+            return "this PyTorch's rms_norm rounds otherwise"
+        if _packed_order(example(norm.end), norm.meaning.axes or 1) is None:
+            return "its rows are not packed"
+        return None
+
+
+def _autocast(graph: Graph) -> dict[Node, dict[str, bool]]:
+    """For each node in a block of torch.autocast: whether that is on, by the type of device."""
+    found: dict[Node, dict[str, bool]] = {}
+    open_blocks: dict[Node, tuple[str, bool]] = {}
+    for node in graph.nodes:
+        if name_of(node) == "_enter_autocast":
+            device, _, enabled, _ = node.args
+            open_blocks[node] = device, enabled
+        elif name_of(node) == "_exit_autocast":
+            open_blocks.pop(node.args[0], None)
+        elif open_blocks:
+            found[node] = dict(open_blocks.values())  # of blocks inside of another, the inner one
+    return found
+
+
+def _replace(graph: Graph, norm: Norm) -> None:
+    """Puts the operator in the place of a norm, and takes the nodes away that nothing uses then."""
+    means = norm.meaning
+    order = _packed_order(example(norm.end), means.axes or 1) or []
+    moved = order != sorted(order)
+    with graph.inserting_before(norm.end):
+        # y keeps the strides that it had: views of it may rely on them.
+        x = _call_method(graph, "permute", norm.x, order) if moved else norm.x
+        options = (means.gamma_offset, means.rounding, getattr(torch, means.out_dtype))
+        call = graph.call_function(_OPERATOR, (x, norm.gamma, norm.epsilon, *options))
+        y = graph.call_function(operator.getitem, (call, 0))
+        fake_x, gamma = example(x), example(norm.gamma)
+        with fake_x.fake_mode, torch.no_grad():
+            call.meta = {**norm.end.meta, "example_value": _OPERATOR(fake_x, gamma, 0.0, *options)}
+        y.meta = {**norm.end.meta, "example_value": call.meta["example_value"][0]}
+        if moved:
+            y = _call_method(graph, "permute", y, [order.index(axis) for axis in range(len(order))])
+    y.meta = dict(norm.end.meta)
+    norm.end.replace_all_uses_with(y)
+    for step in reversed(norm.steps):
+        if not step.users:
+            graph.erase_node(step)
+
+
+def _call_method(graph: Graph, name: str, tensor: Node, axes: list[int]) -> Node:
+    node = graph.call_method(name, (tensor, *axes))
+    seen = example(tensor)
+    with seen.fake_mode, torch.no_grad():
+        node.meta = {**tensor.meta, "example_value": getattr(seen, name)(*axes)}
+    return node
+
+
+def _packed_order(y: Tensor, axes: int) -> list[int] | None:
+    """The order of y's axes in which it is contiguous, rows last; None: there is none."""
+    rank = y.dim()
+    strides = [_hint(stride) for stride in y.stride()]
+    leading = sorted(range(rank - axes), key=lambda axis: -strides[axis])
+    order = [*leading, *range(rank - axes, rank)]
+    packed: int | torch.SymInt = 1
+    for axis in reversed(order):
+        size = y.shape[axis]
+        if not same_shape([size], [1]) and not same_shape([y.stride(axis)], [packed]):
+            return None
+        packed = packed * size
+    return order
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    """A size that the tracer saw, where sizes may change."""
+    return int(size if isinstance(size, int) else size.node.hint or 0)
+
+
+def _form(norm: Norm) -> str:
+    means = norm.meaning
+    epsilon = norm.epsilon.name if isinstance(norm.epsilon, Node) else f"{norm.epsilon:g}"
+    return (
+        f"{_short(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {epsilon}, "
+        f"gamma_offset {means.gamma_offset:g}, rounding {means.rounding}"
+    )
+
+
+def _torch_is_ours() -> bool:
+    """Whether F.rms_norm rounds 16 bits once, and has the epsilon of float32 where none is given.
+
+    Older versions do otherwise.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        x = torch.linspace(-1e-3, 2e-3, 64).bfloat16()
+        gamma = torch.linspace(0.5, 1.5, 64).bfloat16()
+        theirs = torch.nn.functional.rms_norm(x, [64], gamma)
+        return theirs.equal(rms_norm(x, gamma, torch.finfo(torch.float32).eps))
+
+
+@functools.cache
+def _uuid() -> str:
+    sources = sorted([Path(__file__), *(Path(__file__).parent / "reading").glob("*.py")])
+    digest = hashlib.sha256(repr(build()).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return f"rmsnorm {digest.hexdigest()}"
+
+
+def _short(name: object) -> str:
+    return str(name).removeprefix("torch.")
