@@ -204,9 +204,8 @@ def _hint(size: int | torch.SymInt) -> int:
 
 def _form(norm: Norm) -> str:
     means = norm.meaning
-    epsilon = norm.epsilon.name if isinstance(norm.epsilon, Node) else f"{norm.epsilon:g}"
     return (
-        f"{_short(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {epsilon}, "
+        f"{_short(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {norm.epsilon:g}, "
         f"gamma_offset {means.gamma_offset:g}, rounding {means.rounding}"
     )
 

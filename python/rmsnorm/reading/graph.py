@@ -24,7 +24,6 @@ from rmsnorm.reading.values import (
     Number,
     Powers,
     Product,
-    Symbol,
     Unknown,
     Value,
     scale,
@@ -42,14 +41,13 @@ class Norm:
 
     Attributes:
         end: the node.
-        epsilon: a number, or the node of one.
         steps: the nodes that lead from x and gamma to the end, in the order of the graph.
     """
 
     end: Node
     x: Node
     gamma: Node | None
-    epsilon: float | Node
+    epsilon: float
     meaning: Meaning
     steps: tuple[Node, ...]
 
@@ -84,7 +82,7 @@ class Reader:
         self.dtype = _name(self.like.dtype)
         self.values: dict[Node, Value] = {x: tensor_x(self.dtype)}
         self._scales: dict[Node, Product] = {}
-        self._nodes: dict[str, Node] = {}  # of scales and epsilons, by their text in a value
+        self._gammas: dict[str, Node] = {}  # by their text in a value
         waiting, node = set(x.users), x
         while waiting and node.op != "output":
             node = node.next
@@ -108,27 +106,26 @@ class Reader:
 
     def why_none(self) -> str | None:
         """Where x stops to be a norm; None: no mean square of it was seen."""
+        reason = None
         for node, value in self.values.items():
-            inputs = [self.values.get(arg) for arg in node.all_input_nodes]
-            if isinstance(value, Unknown) and any(
-                isinstance(each, Product) and (each.root or _operation(node) in _MEANS)
-                for each in inputs
-            ):
-                return value.reason
-        if any(isinstance(value, Product) and value.root for value in self.values.values()):
-            return "computes something other than x times rstd"
-        return None
+            if isinstance(value, Product) and value.root is not None:
+                means = meaning(value, self.dtype)
+                reason = means.reason if isinstance(means, Unknown) else "spans other axes"
+            elif isinstance(value, Unknown) and value.cause is not Cause.UNREADABLE:
+                inputs = [self.values.get(each) for each in node.all_input_nodes]
+                products = [each for each in inputs if isinstance(each, Product)]
+                if _operation(node) in _MEANS or any(each.root for each in products):
+                    return value.reason
+        return reason
 
     def _norm(self, end: Node, means: Meaning) -> Norm | None:
-        gamma = None if means.gamma is None else self._nodes[means.gamma]
+        gamma = None if means.gamma is None else self._gammas[means.gamma]
         if means.axes != (1 if gamma is None else example(gamma).dim()):
             return None
-        epsilon: float | Node | None = means.epsilon.value
-        if means.epsilon.text is not None:
-            epsilon = self._nodes[means.epsilon.text]
-        elif epsilon is None:  # of F.rms_norm
+        epsilon = means.epsilon.value
+        if epsilon is None:  # of F.rms_norm
             epsilon = torch.finfo(torch.float32).eps
-        if not isinstance(epsilon, Node) and not 0 <= epsilon < float("inf"):
+        if not 0 <= epsilon < float("inf"):
             return None
         steps, waiting = {end}, [end]
         while waiting:
@@ -207,9 +204,9 @@ class Reader:
             return self._scale(node) or value or other
         if isinstance(seen, (int, torch.SymInt)) and same_shape([seen], self.like.shape[-1:]):
             return Columns()
-        if isinstance(seen, torch.SymFloat):
-            self._nodes[node.name] = node
-            return Symbol(node.name, None)
+        if isinstance(seen, (torch.SymInt, torch.SymFloat)):
+            # The operator takes numbers: the graph would be compiled anew for each.
+            return operations.other_formula(f"computes with {node.name}, a number that may change")
         return Unknown(Cause.UNREADABLE, f"computes with {node.name}, which isn't followed")
 
     def _factor(self, number: float) -> Value:
@@ -237,7 +234,7 @@ class Reader:
                 found = self._result(node)
         if not isinstance(found, Product) or not _is_plain_scale(found):
             found = scale(node.name, _name(seen.dtype))
-            self._nodes[node.name] = node
+            self._gammas[node.name] = node
         self._scales[node] = found
         return found
 
