@@ -14,7 +14,16 @@ from torch.fx import Graph, Node
 
 from rmsnorm.functional import rms_norm
 from rmsnorm.library import build, why_no_cuda
-from rmsnorm.reading.graph import Norm, Reader, example, is_pure, name_of, same_shape, squared
+from rmsnorm.reading.graph import (
+    Norm,
+    Reader,
+    changes,
+    example,
+    is_pure,
+    name_of,
+    same_shape,
+    squared,
+)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OPERATOR = torch.ops.rmsnorm.rms_norm.default
@@ -42,7 +51,8 @@ def compile_pass() -> CompilePass:
 
     Caches: graphs compiled with the pass, without it and by another version of it are kept apart.
         A graph that comes from inductor's cache holds the operator already: the pass doesn't run
-        then, and so reports nothing.
+        then, and so reports nothing. With dynamic=True, epsilon is traced as a variable first, and
+        then anew as a constant, because the operator takes a number: the report counts both.
     Cost: some ms for each norm, as the graph is compiled.
 
     >>> seen = compile_pass()
@@ -127,6 +137,10 @@ class CompilePass:
             node = node.prev
             if node not in norm.steps and not is_pure(node):
                 return f"has {name_of(node)} between its operations"
+        if any("hook" in name_of(user) for step in norm.steps[:-1] for user in step.users):
+            return "has a hook on a part of it"
+        if _is_changed_after(norm):
+            return "x or gamma is changed in place later, and the gradient needs it"
         by_torch = any(name_of(step) == "rms_norm" for step in norm.steps)
         if by_torch and x.dtype != torch.float32 and not self._torch_is_ours:
             return "this PyTorch's rms_norm rounds otherwise"
@@ -148,6 +162,22 @@ def _autocast(graph: Graph) -> dict[Node, dict[str, bool]]:
         elif open_blocks:
             found[node] = dict(open_blocks.values())  # of blocks inside of another, the inner one
     return found
+
+
+def _is_changed_after(norm: Norm) -> bool:
+    """Whether x or gamma is changed in place after the norm: the operator keeps both."""
+    kept = {_storage(norm.x), _storage(norm.gamma)}
+    node = norm.end
+    while (node := node.next).op != "output":
+        if changes(node) and any(_storage(arg) in kept for arg in node.all_input_nodes):
+            return True
+    return False
+
+
+def _storage(node: Node | None) -> object:
+    """What tensors share that are views of one another; nothing else has it."""
+    seen = example(node)
+    return seen.untyped_storage()._cdata if isinstance(seen, Tensor) else object()
 
 
 def _replace(graph: Graph, norm: Norm) -> None:
@@ -204,8 +234,9 @@ def _hint(size: int | torch.SymInt) -> int:
 
 def _form(norm: Norm) -> str:
     means = norm.meaning
+    epsilon = "a variable" if isinstance(norm.epsilon, Node) else f"{norm.epsilon:g}"
     return (
-        f"{_short(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {norm.epsilon:g}, "
+        f"{_short(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {epsilon}, "
         f"gamma_offset {means.gamma_offset:g}, rounding {means.rounding}"
     )
 

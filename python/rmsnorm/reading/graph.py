@@ -24,12 +24,18 @@ from rmsnorm.reading.values import (
     Number,
     Powers,
     Product,
+    Symbol,
     Unknown,
     Value,
     scale,
     tensor_x,
 )
 
+_IN_PLACE = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
+    *(operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor),
+    *(operator.ilshift, operator.irshift, operator.imatmul, operator.setitem, operator.delitem),
+)
 _LIBRARIES = (torch, torch.nn.functional, torch.linalg, operator)
 _MEANS = (operations.mean, operations.total, operations.norm)
 _NESTED_SCALES = 4  # casts and sums between a parameter and the scale
@@ -41,13 +47,14 @@ class Norm:
 
     Attributes:
         end: the node.
+        epsilon: a number, or the node of one.
         steps: the nodes that lead from x and gamma to the end, in the order of the graph.
     """
 
     end: Node
     x: Node
     gamma: Node | None
-    epsilon: float
+    epsilon: float | Node
     meaning: Meaning
     steps: tuple[Node, ...]
 
@@ -82,7 +89,7 @@ class Reader:
         self.dtype = _name(self.like.dtype)
         self.values: dict[Node, Value] = {x: tensor_x(self.dtype)}
         self._scales: dict[Node, Product] = {}
-        self._gammas: dict[str, Node] = {}  # by their text in a value
+        self._named: dict[str, Node] = {}  # scales and epsilons, by their text in a value
         waiting, node = set(x.users), x
         while waiting and node.op != "output":
             node = node.next
@@ -119,19 +126,22 @@ class Reader:
         return reason
 
     def _norm(self, end: Node, means: Meaning) -> Norm | None:
-        gamma = None if means.gamma is None else self._gammas[means.gamma]
+        gamma = None if means.gamma is None else self._named[means.gamma]
         if means.axes != (1 if gamma is None else example(gamma).dim()):
             return None
-        epsilon = means.epsilon.value
-        if epsilon is None:  # of F.rms_norm
+        epsilon: float | Node | None = means.epsilon.value
+        if means.epsilon.text is not None:
+            epsilon = self._named[means.epsilon.text]
+        elif epsilon is None:  # of F.rms_norm
             epsilon = torch.finfo(torch.float32).eps
-        if not 0 <= epsilon < float("inf"):
+        if not isinstance(epsilon, Node) and not 0 <= epsilon < float("inf"):
             return None
+        ends = {self.x, *self._named.values()}
         steps, waiting = {end}, [end]
         while waiting:
             for node in waiting.pop().all_input_nodes:
                 followed = isinstance(self.values.get(node), Product) or node in self._scales
-                if followed and node not in (self.x, gamma) and node not in steps:
+                if followed and node not in ends and node not in steps:
                     steps.add(node)
                     waiting.append(node)
         return Norm(end, self.x, gamma, epsilon, means, tuple(sorted(steps)))
@@ -147,10 +157,8 @@ class Reader:
             given = inspect.signature(operation).bind(*args, **_renamed(kwargs))
         except TypeError:
             return Unknown(Cause.UNREADABLE, f"gives {name_of(node)} unusual arguments")
-        if "dim" in given.arguments and isinstance(
-            seen := example(next(iter(node.args), None)), FakeTensor
-        ):
-            rank = seen.dim() + (operation is operations.unsqueeze)
+        if "dim" in given.arguments and node.args:
+            rank = getattr(example(node.args[0]), "ndim", 0) + (operation is operations.unsqueeze)
             given.arguments["dim"] = _from_the_end(given.arguments["dim"], rank)
         value = operation(*given.args, **given.kwargs)
         if operation is operations.rms_norm and isinstance(value, Product):
@@ -204,9 +212,9 @@ class Reader:
             return self._scale(node) or value or other
         if isinstance(seen, (int, torch.SymInt)) and same_shape([seen], self.like.shape[-1:]):
             return Columns()
-        if isinstance(seen, (torch.SymInt, torch.SymFloat)):
-            # The operator takes numbers: the graph would be compiled anew for each.
-            return operations.other_formula(f"computes with {node.name}, a number that may change")
+        if isinstance(seen, torch.SymFloat):
+            self._named[node.name] = node
+            return Symbol(node.name, None)
         return Unknown(Cause.UNREADABLE, f"computes with {node.name}, which isn't followed")
 
     def _factor(self, number: float) -> Value:
@@ -234,7 +242,7 @@ class Reader:
                 found = self._result(node)
         if not isinstance(found, Product) or not _is_plain_scale(found):
             found = scale(node.name, _name(seen.dtype))
-            self._gammas[node.name] = node
+            self._named[node.name] = node
         self._scales[node] = found
         return found
 
@@ -248,9 +256,20 @@ def is_pure(node: Node) -> bool:
     return not any(arg is True for arg in node.args)  # may be inplace
 
 
+def changes(node: Node) -> bool:
+    """Whether a node changes one of its inputs in place, as far as names and schemas tell."""
+    if {"out", "inplace"} & node.kwargs.keys() or node.target in _IN_PLACE:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and schema.is_mutable:
+        return True
+    name = name_of(node)
+    return node.op != "placeholder" and name.endswith("_") and not name.endswith("__")
+
+
 def name_of(node: Node) -> str:
     """Of a method or function, without its module."""
-    return getattr(node.target, "__name__", str(node.target))
+    return getattr(node.target, "__name__", str(node.target)).removeprefix("linalg_")
 
 
 def same_shape(a: Any, b: Any) -> bool:
