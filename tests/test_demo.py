@@ -10,7 +10,7 @@ import torch
 import rmsnorm
 from rmsnorm import demo
 from rmsnorm.bench import harness
-from rmsnorm.demo import bits, checks, training
+from rmsnorm.demo import bits, checks, migration, training
 
 TINY = training.Size(hidden=64, layers=1, batch=2, length=16, steps=3, shape=(8, 64), repeats=1)
 
@@ -18,7 +18,7 @@ TINY = training.Size(hidden=64, layers=1, batch=2, length=16, steps=3, shape=(8,
 @pytest.fixture(scope="module")
 def outcome() -> checks.Outcome:
     with harness.progress(harness.console()) as bar:
-        return demo.measure(torch.bfloat16, TINY, bar)
+        return demo.measure(torch.bfloat16, TINY, migration.rewritten(), bar)
 
 
 def failing(outcome: checks.Outcome) -> set[str]:
@@ -52,6 +52,24 @@ def test_a_loss_that_is_not_a_number_is_noticed(outcome):
     assert found >= {"no loss is far away", "the model learned"}
 
 
+def test_a_compiled_model_that_was_not_moved_over_is_noticed(outcome):
+    claim = "compile_pass moves the compiled model over"
+    for change in ({"replaced": 2}, {"roots": 1}, {"loss": outcome.compiled.loss + 0.2}):
+        compiled = replace(outcome.compiled, **change)
+        assert claim in failing(replace(outcome, compiled=compiled))
+
+
+def test_a_rewritten_class_with_other_bits_is_noticed(outcome):
+    other = migration.rewritten().new.replace('rounding="before_gamma"', 'rounding="once"')
+    own = training.llama(TINY, torch.bfloat16).model.norm
+    torch.nn.init.normal_(own.weight)
+    x = torch.randn(99, 64).bfloat16()
+    assert (migration.norm_of(other, own)(x) != own(x)).any()
+    assert "the class that migrate rewrote has patch's bits" in failing(
+        replace(outcome, rewritten_differs=1)
+    )
+
+
 def test_memory_that_is_not_less_is_noticed(outcome):
     more = dict.fromkeys(("own", "fused"), 1)
     found = failing(replace(outcome, norm_bytes=more, step_bytes=more))
@@ -76,6 +94,7 @@ def test_run_writes_the_figures_and_the_plot_and_says_that_a_check_failed(tmp_pa
     printed = capsys.readouterr().out
     assert "the model learned" in printed and "replaced 3 of 3 norms" in printed
     figures = json.loads((tmp_path / "demo.json").read_text())
+    assert "+        return rmsnorm.rms_norm(" in printed
     assert figures.keys() == {"machine", "size", "outcomes", "checks"}
     assert figures["outcomes"].keys() == {"float32", "bfloat16"}
     for outcome in figures["outcomes"].values():

@@ -17,7 +17,7 @@ import rmsnorm
 from rmsnorm.bench import harness
 from rmsnorm.bench.measure import pytorch
 from rmsnorm.bench.shapes import Shape
-from rmsnorm.demo import bits, checks, plot, tables, training
+from rmsnorm.demo import bits, checks, migration, plot, tables, training
 from rmsnorm.demo.checks import Outcome
 from rmsnorm.demo.training import Size
 
@@ -42,13 +42,14 @@ def run_at(out: Path, size: Size) -> bool:
     screen = harness.console()
     about = harness.machine()
     tables.introduction(screen, size, about)
+    source = migration.rewritten()
     outcomes = []
     for dtype in _DTYPES:
         with harness.progress(screen) as bar:
-            outcomes.append(measure(dtype, size, bar))
+            outcomes.append(measure(dtype, size, source, bar))
         tables.trained(screen, outcomes[-1])
     held = [check for outcome in outcomes for check in checks.check(outcome)]
-    tables.results(screen, outcomes, held)
+    tables.results(screen, outcomes, source, held)
 
     out.mkdir(parents=True, exist_ok=True)
     figures = {
@@ -64,8 +65,8 @@ def run_at(out: Path, size: Size) -> bool:
     return all(check.holds for check in held)
 
 
-def measure(dtype: torch.dtype, size: Size, bar: Progress) -> Outcome:
-    """Train, time and compare in one dtype."""
+def measure(dtype: torch.dtype, size: Size, source: migration.Rewritten, bar: Progress) -> Outcome:
+    """Train, time and compare in one dtype. source: the file of the model's class, rewritten."""
     name = harness.name_of(dtype)
     task = bar.add_task(f"{name}: training", total=size.steps)
     own = training.llama(size, dtype)
@@ -74,6 +75,7 @@ def measure(dtype: torch.dtype, size: Size, bar: Progress) -> Outcome:
     models = {"own": own, "fused": fused}
     steps = training.batches(size)
     operators = training.operators_run(fused, steps[0])
+    compiled = migration.compiled(own, steps[0])
     step_bytes = {key: training.step_bytes(model, steps[0]) for key, model in models.items()}
     trained = training.train(
         {**models, "nudged": training.nudged(own)}, steps, lambda: bar.advance(task)
@@ -89,6 +91,9 @@ def measure(dtype: torch.dtype, size: Size, bar: Progress) -> Outcome:
         bar.advance(task)
     last, norm = list(training.norms(fused).items())[-1]
     call, gamma = calls[last], training.gamma(norm).detach()
+    rewritten = migration.norm_of(source.new, norm)
+    with torch.no_grad():
+        rewritten_differs = int((rewritten(call.x) != norm(call.x)).sum())
     operands = (call.x.flatten(0, 1), call.dy.flatten(0, 1), gamma)
     targets = rmsnorm.cpu_targets()
     found_bits = bits.sweep(*operands, targets)
@@ -99,6 +104,8 @@ def measure(dtype: torch.dtype, size: Size, bar: Progress) -> Outcome:
         norms=len(training.norms(own)),
         rows=size.rows,
         operators=operators,
+        compiled=compiled,
+        rewritten_differs=rewritten_differs,
         **trained,
         norm_seconds=norm_seconds,
         norm_bytes={key: training.norm_bytes(model, calls) for key, model in models.items()},

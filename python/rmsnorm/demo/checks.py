@@ -11,6 +11,7 @@ import torch
 import rmsnorm
 from rmsnorm.bench.harness import Seconds, name_of
 from rmsnorm.demo.bits import Bits
+from rmsnorm.demo.migration import Compiled
 from rmsnorm.demo.training import Trained
 
 _STRAY_FACTOR = 4  # how far the fused run may stray, as a multiple of the nudged one, rms
@@ -33,6 +34,8 @@ class Outcome:
     """All that is measured in one dtype. Pairs of numbers are by "own" and "fused".
 
     Attributes:
+        compiled: the model with its own norms, after compile_pass.
+        rewritten_differs: values of a norm that the rewritten class gives other bits than patch.
         own, fused, nudged: training with the model's norms, with ours, and with the model's after
             every gamma moved by one unit in the last place: how far rounding alone leads.
         operators: how often a forward pass of the fused model runs each operator.
@@ -46,6 +49,8 @@ class Outcome:
     norms: int
     rows: int
     operators: dict[str, int]
+    compiled: Compiled
+    rewritten_differs: int
     own: Trained
     fused: Trained
     nudged: Trained
@@ -88,6 +93,8 @@ def check(outcome: Outcome) -> list[Check]:
     return [
         _all_replaced(outcome),
         _first_loss_equal(outcome),
+        _compiled_alike(outcome),
+        _rewritten_alike(outcome),
         *_curves_agree(outcome),
         _loss_fell(outcome),
         *_less_memory(outcome),
@@ -108,20 +115,47 @@ def _all_replaced(outcome: Outcome) -> Check:
 
 
 def _first_loss_equal(outcome: Outcome) -> Check:
-    """Before any step, only the forward pass differs, by rounding.
-
-    Each norm may round its values the other way, by eps. Through the model these add up like a
-    random walk, and average out over the tokens. The loss itself is a float32 mean: 4 eps of that.
-    """
-    loss = outcome.own.losses[0]
-    walk = math.sqrt(outcome.norms / outcome.rows) * torch.finfo(outcome.dtype).eps
-    bound = loss * (walk + 4 * torch.finfo(torch.float32).eps)
+    """Before any step, only the forward pass differs, by rounding."""
+    bound = _bound_of_first_loss(outcome)
     difference = outcome.strays(outcome.fused)[0]
     return Check(
         outcome.name,
         "the first loss is equal but for rounding",
         difference <= bound,
         f"{difference:.1e} nats apart, at most {bound:.1e}",
+    )
+
+
+def _bound_of_first_loss(outcome: Outcome) -> float:
+    """How far the first losses of two ways to compute the norms may be apart.
+
+    Each norm may round its values the other way, by eps. Through the model these add up like a
+    random walk, and average out over the tokens. The loss itself is a float32 mean: 4 eps of that.
+    """
+    walk = math.sqrt(outcome.norms / outcome.rows) * torch.finfo(outcome.dtype).eps
+    return outcome.own.losses[0] * (walk + 4 * torch.finfo(torch.float32).eps)
+
+
+def _compiled_alike(outcome: Outcome) -> Check:
+    """torch.compile's graph of the model with its own norms, after the pass."""
+    seen, bound = outcome.compiled, _bound_of_first_loss(outcome)
+    difference = abs(seen.loss - outcome.own.losses[0])
+    return Check(
+        outcome.name,
+        "compile_pass moves the compiled model over",
+        seen.replaced == outcome.norms and not seen.roots and difference <= bound,
+        f"{seen.replaced} of {outcome.norms}; rsqrt {seen.roots} ×; "
+        f"{difference:.1e} nats apart, at most {bound:.1e}",
+    )
+
+
+def _rewritten_alike(outcome: Outcome) -> Check:
+    differing = outcome.rewritten_differs
+    return Check(
+        outcome.name,
+        "the class that migrate rewrote has patch's bits",
+        differing == 0,
+        f"{differing} values differ",
     )
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.syntax import Syntax
 from rich.table import Table
 
 from rmsnorm.bench.harness import readable
 from rmsnorm.bench.ways import COPY, FUSED, SMALL, TORCH
 from rmsnorm.demo.bits import THREADS
 from rmsnorm.demo.checks import Check, Outcome
+from rmsnorm.demo.migration import Rewritten
 from rmsnorm.demo.training import Size
 
 
@@ -40,10 +42,12 @@ def trained(screen: Console, outcome: Outcome) -> None:
     )
 
 
-def results(screen: Console, outcomes: list[Outcome], held: list[Check]) -> None:
+def results(screen: Console, outcomes: list[Outcome], source: Rewritten, held: list[Check]) -> None:
     for outcome in outcomes:
         _section(screen, f"What patch did to the {outcome.name} model")
         screen.print(str(outcome.report), markup=False)
+    _section(screen, "What rmsnorm migrate --diff says of the model's source")
+    screen.print(Syntax(source.diff, "diff", background_color="default", word_wrap=True))
     _losses(screen, outcomes)
     _costs(screen, outcomes)
     _norm_calls(screen, outcomes)
