@@ -144,8 +144,8 @@ def _compiled_alike(outcome: Outcome) -> Check:
         outcome.name,
         "compile_pass moves the compiled model over",
         seen.replaced == outcome.norms and not seen.roots and difference <= bound,
-        f"{seen.replaced} of {outcome.norms}; rsqrt {seen.roots} ×; "
-        f"{difference:.1e} nats apart, at most {bound:.1e}",
+        f"{seen.replaced} of {outcome.norms}, rsqrt {seen.roots} ×; "
+        f"{difference:.1e} nats, at most {bound:.1e}",
     )
 
 
