@@ -42,6 +42,10 @@ class TestReport:
             "      6",
         ]
 
+    def test_a_norm_without_a_weight_is_called_so(self):
+        lines = str(patch(nn.RMSNorm(N, 1e-5, elementwise_affine=False))).split("\n")
+        assert lines[1] == "  1 × RMSNorm: epsilon 1e-05, no weight"
+
     def test_no_line_is_wider_than_100_columns(self):
         class ANormWithAnUnusuallyLongNameThatSomebodyThoughtWasAGoodIdea(DropoutNorm):
             pass

@@ -33,8 +33,9 @@ class Replaced:
 
     def lines(self) -> list[str]:
         """What is the same for all modules of one kind."""
-        offset = self.matches[0].form.gamma_offset
-        lines = [f"{self.class_name}: epsilon {self.epsilon:g}, gamma_offset {offset:g}"]
+        form = self.matches[0].form
+        scale = "no weight" if form.gamma is None else f"gamma_offset {form.gamma_offset:g}"
+        lines = [f"{self.class_name}: epsilon {self.epsilon:g}, {scale}"]
         for match in self.matches:
             dtypes = f"{short(match.x_dtype)} -> {short(match.form.out_dtype)}"
             rounding = match.form.rounding
