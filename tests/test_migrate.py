@@ -341,6 +341,13 @@ class TestLeft:
     def test_checks_between_other_statements_are_not_lost(self):
         forward = FORWARD.replace("    return", "    assert x.dim() > 1\n    return")
         text = norm_class(forward)
+        assert codes(text) == ["RN107"]
+        assert migrated(text) == text
+
+    def test_checks_of_a_helper_are_not_lost(self):
+        helper = TestHelpers.HELPER.replace("    return", "    assert x.dim() > 1\n    return")
+        text = norm_class(TestHelpers.CALL, helper)
+        assert codes(text) == ["RN107"]
         assert migrated(text) == text
 
     def test_another_formula_is_left_with_its_reason(self):
@@ -371,6 +378,10 @@ class TestImports:
                 "from torch import nn; import math  # both\nimport rmsnorm\nx = 1\nimport torch\n",
             ),
             ("import rmsnorm as rn\nimport torch\n", "import rmsnorm as rn\nimport torch\n"),
+            (
+                "from . import rmsnorm\nimport torch\n",
+                "from . import rmsnorm\nimport rmsnorm as fused_rmsnorm\nimport torch\n",
+            ),
             (
                 "import torch\ndef rmsnorm(x): return x\n",
                 "import rmsnorm as fused_rmsnorm\nimport torch\ndef rmsnorm(x): return x\n",

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rmsnorm.cli import app
-from rmsnorm.migrate import write
+from rmsnorm.migrate import run, write
 from rmsnorm.migrate.call import Target
 from rmsnorm.migrate.rewrite import rewrite
 
@@ -106,6 +107,25 @@ class TestExit:
         path.write_text("raise SystemExit('ran')\n" + NORM)
         assert migrate(path, "--write").exit_code == 0
         assert AFTER.split("\n\n\n")[1] in path.read_text()
+
+    def test_a_mistake_in_reading_one_file_does_not_stop_the_others(self, path, monkeypatch):
+        path.with_name("bad.py").write_text("x = 1\n")
+
+        def broken(text, target):
+            return {}[0] if text == "x = 1\n" else rewrite(text, target)
+
+        monkeypatch.setattr(run, "rewrite", broken)
+        done = migrate(path.parent, "--write")
+        assert done.exit_code == 2
+        assert "bad.py:1:1: RN901" in done.stdout and "KeyError" in done.stdout
+        assert path.read_text() == AFTER
+
+    @pytest.mark.parametrize("name", ["rmsnorm.py", "rmsnorm/__init__.py"])
+    def test_what_hides_the_package_is_noted(self, path, name):
+        assert "note:" not in migrate(path).stdout
+        path.with_name(name).parent.mkdir(exist_ok=True)
+        path.with_name(name).write_text("")
+        assert f"note: {name} beside the file hides the package rmsnorm" in migrate(path).stdout
 
 
 class TestSelection:
@@ -404,10 +424,6 @@ class TestChecked:
     def test_a_new_text_that_fails_its_check_is_not_written(
         self, path, monkeypatch, broken, reason
     ):
-        from dataclasses import replace
-
-        from rmsnorm.migrate import run
-
         first = NORM + "# first\n"
         path.write_text(first)
 

@@ -26,7 +26,7 @@ def replace_body(source: Source, function: Function, call: Call, names: dict[str
     ordinary Python.
     """
     kept = leading_checks(function)
-    if any(map(_is_check, function.body[kept:])):
+    if any(map(has_check, function.body[kept:])):
         raise CannotRewriteError("checks stand between the statements that compute the norm")
     if any("script" in ast.unparse(each) for each in function.decorator_list):
         raise CannotRewriteError("torch.jit.script can't compile a call of another library")
@@ -62,6 +62,11 @@ def _is_check(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Assert)
 
 
+def has_check(node: ast.AST) -> bool:
+    """Whether something in it can raise on purpose."""
+    return any(isinstance(each, (ast.Raise, ast.Assert)) for each in ast.walk(node))
+
+
 def _depth(node: ast.AST) -> int:
     depth, level = 0, [node]
     while level:
@@ -73,7 +78,7 @@ def _depth(node: ast.AST) -> int:
 def _replaced(text: str, kept: int, call: Call, names: dict[str, str]) -> str:
     indent = text[: len(text) - len(text.lstrip(" \t\f"))]
     head = "if True:\n" if indent else ""
-    module = cst.parse_module(head + text)
+    module = _parsed(head + text)
     if module.code != head + text:
         raise CannotRewriteError("LibCST doesn't give the function back as it is")
     function = module.body[0]
@@ -87,6 +92,13 @@ def _replaced(text: str, kept: int, call: Call, names: dict[str, str]) -> str:
     changed = module.deep_replace(function, _with_body(module, function, kept, statement))
     assert isinstance(changed, cst.Module)
     return changed.code[len(head) :]
+
+
+def _parsed(text: str) -> cst.Module:
+    try:
+        return cst.parse_module(text)
+    except cst.ParserSyntaxError as error:
+        raise CannotRewriteError(f"LibCST can't parse it: {error.message}") from None
 
 
 def _with_body(
@@ -117,7 +129,7 @@ def _with_body(
 def without_names(source: Source, statement: ast.Import | ast.ImportFrom, names: set[str]) -> str:
     """The import without some of what it imports; at least one is left."""
     text = source.text[source.start(statement) : source.end(statement)]
-    module = cst.parse_module(re.sub(r"\r\n?", "\n", text))
+    module = _parsed(re.sub(r"\r\n?", "\n", text))
     line = module.body[0]
     assert isinstance(line, cst.SimpleStatementLine)
     node = line.body[0]

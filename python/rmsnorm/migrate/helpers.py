@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from rmsnorm.migrate.body import Function, first_line, leading_checks
+from rmsnorm.migrate.body import Function, first_line, has_check, leading_checks
 from rmsnorm.migrate.call import CannotRewriteError
 from rmsnorm.migrate.source import Edit, Source
 
@@ -13,8 +13,8 @@ from rmsnorm.migrate.source import Edit, Source
 def remove(source: Source, owner: ast.ClassDef, forward: Function) -> list[Edit]:
     """Edits that remove the helpers that only what is replaced in forward uses.
 
-    Raises CannotRewriteError where a class in the file overrides one of them: the forward that it
-    inherits would not call it any more.
+    Raises CannotRewriteError where a class in the file overrides one of them, since the forward
+    that it inherits would not call it any more, and where one of them checks what it is given.
     """
     replaced: list[ast.AST] = list(forward.body[leading_checks(forward) :])
     methods = {each.name: each for each in owner.body if isinstance(each, ast.FunctionDef)}
@@ -23,6 +23,9 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> list[Edit]
         own = {each.name for each in heir.body if isinstance(each, ast.FunctionDef)}
         if "forward" not in own and (overridden := sorted(own & _of_self(replaced))):
             raise CannotRewriteError(f"{heir.name} overrides {overridden[0]}, which forward calls")
+    for name in sorted(_called(replaced, methods)):
+        if has_check(methods[name]):
+            raise CannotRewriteError(f"{name}, which forward calls, checks what it is given")
     elsewhere = _of_other_objects(source, [owner, *heirs])
     removed: list[ast.FunctionDef] = []
     for _ in methods:  # a helper may have helpers
@@ -33,6 +36,14 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> list[Edit]
             if name not in _used(source.tree, {*replaced, *removed, method} | elsewhere):
                 removed.append(method)
     return [_lines(source, owner, method) for method in removed]
+
+
+def _called(nodes: list[ast.AST], methods: dict[str, ast.FunctionDef]) -> set[str]:
+    """The methods that are called from nodes, also by one another."""
+    found: set[str] = set()
+    while new := (_of_self([*nodes, *(methods[name] for name in found)]) & methods.keys()) - found:
+        found |= new
+    return found
 
 
 def _heirs(source: Source, owner: ast.ClassDef) -> list[ast.ClassDef]:

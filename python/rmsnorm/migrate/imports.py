@@ -36,9 +36,10 @@ def bound(tree: ast.AST, module: str) -> Iterable[str]:
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            origin = node.module if isinstance(node, ast.ImportFrom) else None
             for alias in node.names:
-                if (origin or alias.name).split(".")[0] != module:
+                origin = alias.name if isinstance(node, ast.Import) else node.module or ""
+                is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
+                if is_relative or origin.split(".")[0] != module:
                     yield alias.asname or alias.name.split(".")[0]
         elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
             yield node.name

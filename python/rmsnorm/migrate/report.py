@@ -77,7 +77,7 @@ def summary(results: Sequence[Result]) -> str:
     actions = [action(result, item) for result in results for item in result.items]
     changed = [result for result in results if result.new is not None]
     written = sum(result.is_written for result in changed)
-    read = sum(result.file is not None for result in results)
+    read = sum(result.is_read for result in results)
     rewritten = actions.count("rewrite")
     verb = "rewritten" if written else "can be rewritten"
     counts = [f"{rewritten} {verb} in {len(changed)} of {_files(read)}"]
@@ -100,7 +100,7 @@ def as_json(results: Sequence[Result], target: Target) -> dict[str, Any]:
     return {
         "version": _JSON_VERSION,
         "target": target.value,
-        "files_read": sum(result.file is not None for result in results),
+        "files_read": sum(result.is_read for result in results),
         "would_change": [shown(each.path) for each in changed if not each.is_written],
         "written": [shown(each.path) for each in changed if each.is_written],
         "findings": [_finding(result, item) for result in results for item in result.items],

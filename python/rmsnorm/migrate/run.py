@@ -20,7 +20,7 @@ class Result:
     """What was found in a file.
 
     Attributes:
-        file: None where it couldn't be read.
+        file: as it was read; None where nothing changes.
         new: the contents to write; None where nothing changes.
         imports: the edits of its text that serve all items.
         is_written: new stands on the disk.
@@ -33,11 +33,15 @@ class Result:
     imports: tuple[Edit, ...] = ()
     is_written: bool = False
 
+    @property
+    def is_read(self) -> bool:
+        return not any(item.code in (Code.RN202, Code.RN901) for item in self.items)
+
     def with_error(self, code: Code, text: str) -> Result:
         """The same, and nothing to write."""
         left = (replace(item, replacement=None, edits=()) for item in self.items)
         items = (*left, whole_file(code, text))
-        return replace(self, items=items, new=None, imports=())
+        return replace(self, items=items, file=None, new=None, imports=())
 
 
 def run(paths: Sequence[Path], target: Target) -> Iterator[Result]:
@@ -60,13 +64,15 @@ def examine(file: File, target: Target) -> Result:
             reason = f"is no Python of this version: {error.msg}, line {error.lineno}"
         except (ValueError, RecursionError, MemoryError) as error:
             reason = f"can't be parsed: {type(error).__name__}: {error}".rstrip(": ")
+        except Exception as error:  # a mistake of ours: one file must not stop the others
+            reason = f"reading it failed, please report it: {type(error).__name__}: {error}"
         else:
             return _checked(file, rewriting, target)
     return Result(file.path, (whole_file(Code.RN901, reason),))
 
 
 def _checked(file: File, rewriting: Rewriting, target: Target) -> Result:
-    result = Result(file.path, rewriting.items, file)
+    result = Result(file.path, rewriting.items)
     if rewriting.text == file.text:
         return result
     try:
@@ -78,7 +84,19 @@ def _checked(file: File, rewriting: Rewriting, target: Target) -> Result:
         return result.with_error(Code.RN903, reason)
     if again.text != rewriting.text:
         return result.with_error(Code.RN903, "the new text would be rewritten once more")
-    return replace(result, new=new, imports=rewriting.imports)
+    items = tuple(_with_notes(file.path, target, item) for item in rewriting.items)
+    return Result(file.path, items, file, new, rewriting.imports)
+
+
+def _with_notes(path: Path, target: Target, item: Item) -> Item:
+    """The item, and a warning where what is beside the file has the name of the module."""
+    module = target.value
+    beside = (path.parent / f"{module}.py", path.parent / module / "__init__.py")
+    hides = next((each.relative_to(path.parent) for each in beside if each.exists()), None)
+    if item.replacement is None or hides is None:
+        return item
+    note = f"{hides} beside the file hides the package {module} if its folder is on sys.path"
+    return replace(item, notes=(*item.notes, note))
 
 
 def save(result: Result, allow_uncommitted: bool) -> Result:
