@@ -240,6 +240,11 @@ def forward(self, x):  # of a layer
             "        )\n"
         ) in after
 
+    @pytest.mark.parametrize("end", ["\r\n", "\r"], ids=["CRLF", "CR"])
+    def test_a_call_over_several_lines_has_the_line_ends_of_the_file(self, end):
+        text = HEAD + SOURCES["LlamaRMSNorm"][0]
+        assert migrated(text.replace("\n", end)) == migrated(text).replace("\n", end)
+
     def test_tabs_stay_tabs(self):
         text = norm_class(FORWARD).replace("    ", "\t")
         after = migrated(text)
@@ -383,6 +388,10 @@ class TestImports:
                 "from . import rmsnorm\nimport rmsnorm as fused_rmsnorm\nimport torch\n",
             ),
             (
+                "from .rmsnorm import rmsnorm\nimport torch\n",
+                "from .rmsnorm import rmsnorm\nimport rmsnorm as fused_rmsnorm\nimport torch\n",
+            ),
+            (
                 "import torch\ndef rmsnorm(x): return x\n",
                 "import rmsnorm as fused_rmsnorm\nimport torch\ndef rmsnorm(x): return x\n",
             ),
@@ -460,6 +469,12 @@ class TestFromTorchNpu:
         after = migrated(text)
         assert "import torch_npu\n" in after
         assert after.endswith("y = rmsnorm.npu_rms_norm(x, w)\n" + rest)
+
+    def test_the_last_import_stays_where_an_npu_is_used_otherwise(self):
+        text = "from torch_npu import npu_rms_norm\ny = npu_rms_norm(x.to('npu'), w)\n"
+        assert migrated(text) == "from torch_npu import npu_rms_norm\nimport rmsnorm\n" + (
+            "y = rmsnorm.npu_rms_norm(x.to('npu'), w)\n"
+        )
 
     def test_other_names_of_the_import_stay(self):
         text = "from torch_npu import (  # all\n    npu_swiglu,\n    npu_rms_norm,  # ours\n)\n"
