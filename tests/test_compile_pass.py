@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo import lookup_backend
-from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
@@ -94,6 +93,8 @@ class TestEveryForm:
     @every_norm
     def test_mixed_dtypes_keep_the_roundings_and_the_dtype_of_the_source(self, name):
         for x_dtype, gamma_dtype in dtype_pairs():
+            if x_dtype == gamma_dtype:
+                continue
             model = make(name, gamma_dtype)
             x = rows(x_dtype, norm=model[0])
             rounding_dtype = max(x_dtype, gamma_dtype, key=lambda dtype: torch.finfo(dtype).eps)
@@ -321,8 +322,8 @@ class TestLookAlikes:
     def test_a_look_alike_is_left_or_holds_a_norm_and_computes_what_it_did(self, look_alike, dtype):
         x = decades(dtype)
         call, parameters = calls(look_alike, dtype)
-        traced, got = Traced(call, "aot_eager"), []
-        with contextlib.suppress(BackendCompilerFailed):  # without the pass, too
+        traced, got = Traced(call), []
+        with contextlib.suppress(RuntimeError):  # x is needed and was changed in place
             got = results_and_gradients(traced, parameters, x)
         left = look_alike in WITHOUT_NORM or (
             look_alike in IN_16_BITS[:2] and dtype != torch.float32
@@ -331,8 +332,6 @@ class TestLookAlikes:
         if left:
             return
         expected = results_and_gradients(*calls(look_alike, dtype), x)
-        if look_alike is behaviour.ChangesItsWeightNorm:  # torch.compile has another dx, too
-            got, expected = got[:2], expected[:2]
         for one, other in zip(got, expected, strict=True):
             assert (one is None) == (other is None)
             if one is not None and other.count_nonzero():
@@ -416,6 +415,10 @@ def with_a_gamma_for_each_row(x, gamma):
     return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON) * x[:, :1])
 
 
+def divides_by_zero(x, gamma):
+    return x / (x.square().mean(-1, keepdim=True) * 0)
+
+
 def with_a_negative_epsilon(x, gamma):
     return inline(x, gamma, -1e-6)
 
@@ -433,6 +436,7 @@ LEFT = {
     autocasts_inside: "has _exit_autocast between its operations",
     in_float64: "x is float64",
     with_a_gamma_for_each_row: "takes a part of a tensor",
+    divides_by_zero: "a power that it has not",
     with_a_negative_epsilon: "spans other axes",
 }
 
@@ -509,6 +513,25 @@ class TestNeighbours:
         assert same_bits(xhat, rmsnorm.rms_norm(x, None, EPSILON))
         assert same_bits(y, rmsnorm.rms_norm(x, GAMMA, EPSILON))
         assert same_bits(absolute, xhat.abs())
+
+    def test_two_scales_of_one_x_are_two_norms(self):
+        def two(x, gamma):
+            xhat = inline(x)
+            return xhat * gamma, xhat * (1 + gamma)
+
+        x = torch.randn(5, N)
+        traced = Traced(two)
+        y, z = traced(x, GAMMA)
+        assert traced.norms() == 2 and traced.count("rsqrt") == 0
+        assert same_bits(y, rmsnorm.rms_norm(x, GAMMA, EPSILON))
+        assert same_bits(z, rmsnorm.rms_norm(x, GAMMA, EPSILON, gamma_offset=1.0))
+
+    def test_a_gamma_of_any_strides_will_do(self):
+        x, wide = torch.randn(5, N), torch.randn(N, 2)
+        for gamma in (wide[:, 1], wide[0, :1].expand(N)):
+            traced = Traced(inline)
+            assert same_bits(traced(x, gamma), rmsnorm.rms_norm(x, gamma, EPSILON))
+            assert traced.norms() == 1
 
     def test_a_tensor_by_two_names_stays_one_tensor(self):
         def renamed(x):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import operator
 from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from rmsnorm.functional import rms_norm
@@ -21,12 +20,11 @@ from rmsnorm.reading.graph import (
     example,
     is_pure,
     name_of,
-    same_shape,
     squared,
 )
+from rmsnorm.replacement import packed_order, put_operator
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_OPERATOR = torch.ops.rmsnorm.rms_norm.default
 
 
 def compile_pass() -> CompilePass:
@@ -90,17 +88,18 @@ class CompilePass:
         if any("functorch" in str(getattr(node.target, "__module__", "")) for node in graph.nodes):
             return  # torch.func: the operator has no rule for vmap and jvp
         autocast = _autocast(graph)
+        changing = [node for node in graph.nodes if changes(node)]
         for x in squared(graph):
             reader = Reader(x)
             replaced, reason = 0, reader.why_none()
             for norm in reversed(reader.norms()):  # the largest first: few others are used then
                 if not norm.end.users:
                     continue
-                why_not = self._why_not(norm, autocast.get(norm.end, {}))
+                why_not = self._why_not(norm, autocast.get(norm.end, {}), changing)
                 if why_not is None:
                     self.replaced[_form(norm)] += 1
                     replaced += 1
-                    _replace(graph, norm)
+                    put_operator(graph, norm)
                 else:
                     reason = why_not
             if not replaced and reason is not None:
@@ -119,8 +118,13 @@ class CompilePass:
                 lines += [f"  {count} × {text}" for text, count in counts.most_common()]
         return "\n".join(lines)
 
-    def _why_not(self, norm: Norm, autocast: dict[str, bool]) -> str | None:
-        """Why a norm is to stay, though the operator has its form."""
+    def _why_not(self, norm: Norm, autocast: dict[str, bool], changing: list[Node]) -> str | None:
+        """Why a norm is to stay, though the operator has its form.
+
+        Args:
+            autocast: whether it is on around the norm, by the type of device.
+            changing: the nodes of the graph that change something in place.
+        """
         x = example(norm.x)
         if x.dtype not in _DTYPES:
             return f"x is {_short(x.dtype)}"
@@ -139,12 +143,12 @@ class CompilePass:
                 return f"has {name_of(node)} between its operations"
         if any("hook" in name_of(user) for step in norm.steps[:-1] for user in step.users):
             return "has a hook on a part of it"
-        if _is_changed_after(norm):
+        if any(_keeps(norm, node) for node in changing):
             return "x or gamma is changed in place later, and the gradient needs it"
         by_torch = any(name_of(step) == "rms_norm" for step in norm.steps)
         if by_torch and x.dtype != torch.float32 and not self._torch_is_ours:
             return "this PyTorch's rms_norm rounds otherwise"
-        if _packed_order(example(norm.end), norm.meaning.axes or 1) is None:
+        if packed_order(norm) is None:
             return "its rows are not packed"
         return None
 
@@ -155,8 +159,8 @@ def _autocast(graph: Graph) -> dict[Node, dict[str, bool]]:
     open_blocks: dict[Node, tuple[str, bool]] = {}
     for node in graph.nodes:
         if name_of(node) == "_enter_autocast":
-            device, _, enabled, _ = node.args
-            open_blocks[node] = device, enabled
+            device, enabled = node.args[0], node.args[2]
+            open_blocks[node] = str(device), bool(enabled)
         elif name_of(node) == "_exit_autocast":
             open_blocks.pop(node.args[0], None)
         elif open_blocks:
@@ -164,72 +168,17 @@ def _autocast(graph: Graph) -> dict[Node, dict[str, bool]]:
     return found
 
 
-def _is_changed_after(norm: Norm) -> bool:
-    """Whether x or gamma is changed in place after the norm: the operator keeps both."""
+def _keeps(norm: Norm, changing: Node) -> bool:
+    """Whether a node changes what the operator keeps for the gradient, in place."""
     kept = {_storage(norm.x), _storage(norm.gamma)}
-    node = norm.end
-    while (node := node.next).op != "output":
-        if changes(node) and any(_storage(arg) in kept for arg in node.all_input_nodes):
-            return True
-    return False
+    return norm.end < changing and any(_storage(arg) in kept for arg in changing.all_input_nodes)
 
 
 def _storage(node: Node | None) -> object:
     """What tensors share that are views of one another; nothing else has it."""
     seen = example(node)
-    return seen.untyped_storage()._cdata if isinstance(seen, Tensor) else object()
-
-
-def _replace(graph: Graph, norm: Norm) -> None:
-    """Puts the operator in the place of a norm, and takes the nodes away that nothing uses then."""
-    means = norm.meaning
-    order = _packed_order(example(norm.end), means.axes or 1) or []
-    moved = order != sorted(order)
-    with graph.inserting_before(norm.end):
-        # y keeps the strides that it had: views of it may rely on them.
-        x = _call_method(graph, "permute", norm.x, order) if moved else norm.x
-        options = (means.gamma_offset, means.rounding, getattr(torch, means.out_dtype))
-        call = graph.call_function(_OPERATOR, (x, norm.gamma, norm.epsilon, *options))
-        y = graph.call_function(operator.getitem, (call, 0))
-        fake_x, gamma = example(x), example(norm.gamma)
-        with fake_x.fake_mode, torch.no_grad():
-            call.meta = {**norm.end.meta, "example_value": _OPERATOR(fake_x, gamma, 0.0, *options)}
-        y.meta = {**norm.end.meta, "example_value": call.meta["example_value"][0]}
-        if moved:
-            y = _call_method(graph, "permute", y, [order.index(axis) for axis in range(len(order))])
-    y.meta = dict(norm.end.meta)
-    norm.end.replace_all_uses_with(y)
-    for step in reversed(norm.steps):
-        if not step.users:
-            graph.erase_node(step)
-
-
-def _call_method(graph: Graph, name: str, tensor: Node, axes: list[int]) -> Node:
-    node = graph.call_method(name, (tensor, *axes))
-    seen = example(tensor)
-    with seen.fake_mode, torch.no_grad():
-        node.meta = {**tensor.meta, "example_value": getattr(seen, name)(*axes)}
-    return node
-
-
-def _packed_order(y: Tensor, axes: int) -> list[int] | None:
-    """The order of y's axes in which it is contiguous, rows last; None: there is none."""
-    rank = y.dim()
-    strides = [_hint(stride) for stride in y.stride()]
-    leading = sorted(range(rank - axes), key=lambda axis: -strides[axis])
-    order = [*leading, *range(rank - axes, rank)]
-    packed: int | torch.SymInt = 1
-    for axis in reversed(order):
-        size = y.shape[axis]
-        if not same_shape([size], [1]) and not same_shape([y.stride(axis)], [packed]):
-            return None
-        packed = packed * size
-    return order
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    """A size that the tracer saw, where sizes may change."""
-    return int(size if isinstance(size, int) else size.node.hint or 0)
+    strided = isinstance(seen, FakeTensor) and seen.layout == torch.strided
+    return seen.untyped_storage()._cdata if strided else object()
 
 
 def _form(norm: Norm) -> str:

@@ -205,7 +205,7 @@ class Reader:
         if isinstance(value, Product):
             return value
         seen = example(node)
-        if isinstance(seen, torch.Tensor) and operation is operations.to:
+        if isinstance(seen, FakeTensor) and operation is operations.to:
             return self._scale(node) or Dtype(_name(seen.dtype))
         if isinstance(seen, FakeTensor):
             other = Unknown(Cause.GATED, f"computes with {node.name}, another tensor")

@@ -180,11 +180,15 @@ class Product(Value):
     def raised(self, power: float) -> Value:
         if self.constant < 0:
             return other_formula("takes a root of a negative number")
+        try:
+            constant = self.constant**power
+        except ArithmeticError:  # 0 to a negative power, or too large
+            return other_formula("raises a number to a power that it has not")
         return replace(
             self,
             powers=self.powers.times(power),
             columns=self.columns * power,
-            constant=self.constant**power,
+            constant=constant,
         ).computed(self.dtype)
 
     def is_mean_square(self) -> bool:
