@@ -450,6 +450,22 @@ class TestLeft:
         assert same_bits(traced(x.clone(), GAMMA).nan_to_num(), expected.nan_to_num())
         assert traced.norms() == 0 and LEFT[function] in str(traced.compile_pass)
 
+    def test_a_step_that_was_traced_in_another_dtype_than_it_should_have_is_left(self):
+        compile_pass = rmsnorm.compile_pass()
+
+        def backend(module, inputs):
+            (step,) = (node for node in module.graph.nodes if node.name == "rsqrt")
+            seen = step.meta["example_value"]
+            with seen.fake_mode:
+                step.meta["example_value"] = seen.double()
+            compile_pass(module.graph)
+            return module
+
+        torch._dynamo.reset()
+        torch.compile(lambda x: inline(x), backend=backend)(torch.randn(5, N))
+        assert not compile_pass.replaced
+        assert list(compile_pass.left) == ["has an unusual dtype or shape in rsqrt"]
+
     def test_a_hook_on_a_part_of_the_norm_is_run_with_its_whole_gradient(self):
         def hooked(x):
             xhat = inline(x)  # is replaced, and not y
@@ -464,14 +480,20 @@ class TestLeft:
         assert distance(got, torch.autograd.grad(hooked(x).sum(), x)[0]) < 1e-6
         assert traced.norms() == 1
 
-    @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad])
-    def test_graphs_of_torch_func_are_left(self, transform):
-        def summed(x):
-            return inline(x).sum()
-
+    @pytest.mark.parametrize(
+        "transform",
+        [
+            torch.func.vmap,
+            lambda f: torch.func.grad(lambda x: f(x).sum()),
+            lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+        ],
+        ids=["vmap", "grad", "jvp"],
+    )
+    def test_the_inside_of_a_transform_is_left(self, transform):
         x = torch.randn(5, N)
-        traced = Traced(transform(summed))
-        assert torch.equal(traced(x), transform(summed)(x)) and traced.norms() == 0
+        traced = Traced(transform(lambda x: inline(x, GAMMA)))
+        assert_close(traced(x), transform(lambda x: inline(x, GAMMA))(x), torch.float32)
+        assert traced.norms() == 0
 
 
 class TestNeighbours:

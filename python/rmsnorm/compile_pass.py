@@ -34,9 +34,9 @@ def compile_pass() -> CompilePass:
     wherever it stands: in a module of any name, in a function, inline; and so is F.rms_norm. It is
     judged by what the graph computes in the dtypes that were traced. What can't be followed, or
     isn't one of the operator's forms, stays: other formulas and roundings, float64, what is changed
-    in place between the operations of the norm, a block of torch.autocast inside of the compiled
-    code, torch.func. One difference in values is meant: a finite row whose squares overflow or
-    vanish in float32 comes out right.
+    in place between the operations of the norm or after them, a block of torch.autocast inside of
+    the compiled code, the inside of torch.func's transforms. One difference in values is meant: a
+    finite row whose squares overflow or vanish in float32 comes out right.
 
     Returns:
         For `torch.compile(model, options={"pre_grad_custom_pass": rmsnorm.compile_pass()})`, or for
@@ -85,8 +85,6 @@ class CompilePass:
 
     def __call__(self, graph: Graph) -> None:
         """Replaces the norms of a graph of torch.compile, in place."""
-        if any("functorch" in str(getattr(node.target, "__module__", "")) for node in graph.nodes):
-            return  # torch.func: the operator has no rule for vmap and jvp
         autocast = _autocast(graph)
         changing = [node for node in graph.nodes if changes(node)]
         for x in squared(graph):
