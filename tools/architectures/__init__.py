@@ -1,0 +1,1 @@
+"""Every architecture of transformers that has an RMSNorm: built tiny, patched and compared."""
