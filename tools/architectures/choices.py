@@ -42,9 +42,10 @@ class Choices(TorchDispatchMode):
         if not isinstance(made, (list, tuple)) or not all(isinstance(t, Tensor) for t in made):
             return result
         name = func._schema.name
-        chosen = [t for t in made if name in _STEPS or not _continuous(t)]
-        given = (t for t in tree_leaves(args) if isinstance(t, Tensor))
-        if not chosen or not any(t.is_floating_point() for t in given):
+        chosen = [t for t in made if name in _STEPS or not (_is_real(t) or t.is_complex())]
+        if "pool" in name:  # chooses among neighbours of nearly equal value, of which it returns one
+            return result
+        if not chosen or not any(map(_is_real, tree_leaves(args))):
             return result
         if self._next is None:
             self._recorded[name].append([t.clone() for t in chosen])
@@ -60,8 +61,8 @@ class Choices(TorchDispatchMode):
         return result
 
 
-def _continuous(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _at(x: Tensor, func: Any, args: tuple[Any, ...], indices: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> dict[str, Any]:
     """What to make a tiny config of the class with; tokens: ids of the special tokens so far."""
     default = {field.name: _default(field) for field in dataclasses.fields(config_class)}
+    overrides = OVERRIDES.get(config_class.model_type, {})
     arguments: dict[str, Any] = {}
     for name, value in default.items():
         if name in ("hidden_act", "transformers_version", "architectures", "chunk_size_feed_forward"):
@@ -41,7 +42,7 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
                 arguments[name] = tokens.setdefault(name, FIRST_SPECIAL_TOKEN + len(tokens))
         elif isinstance(value, float) and ("dropout" in name or "drop_rate" in name):
             arguments[name] = 0.0
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif isinstance(value, int):
             arguments[name] = _tiny(name, value)
     heads = next((k for k in ("num_attention_heads", "num_heads", "n_heads") if k in default), None)
     for name in ("num_key_value_heads", "num_kv_heads"):
@@ -55,7 +56,9 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
             sub_class = CONFIG_MAPPING[spec.model_type]
         if spec.init_kwargs.get("model_type"):
             sub_class = CONFIG_MAPPING[spec.init_kwargs["model_type"]]
-        arguments[key] = sub_class(**{**spec.init_kwargs, **_arguments(sub_class, tokens)})
+        given = {name: _tiny(name, value) for name, value in spec.init_kwargs.items()}
+        inner = {k.removeprefix(f"{key}."): v for k, v in overrides.items() if k.startswith(f"{key}.")}
+        arguments[key] = sub_class(**{**given, **_arguments(sub_class, tokens), **inner})
     if "head_dim" in default and default["head_dim"] is None:
         arguments["head_dim"] = HEAD_DIM
     if "mrope_section" in getattr(config_class, "ignore_keys_at_rope_validation", ()):
@@ -65,7 +68,7 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
         if isinstance(value, (list, tuple)) and re.search("layer_types|layers_block_type|_types$", name):
             if layers and len(value) > layers:
                 arguments[name] = _cut(value, layers)
-    arguments.update(OVERRIDES.get(config_class.model_type, {}))
+    arguments.update({name: value for name, value in overrides.items() if "." not in name})
     return arguments
 
 
@@ -87,7 +90,9 @@ def _rope(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     return rope
 
 
-def _tiny(name: str, value: int) -> int:
+def _tiny(name: str, value: Any) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
     if name in ("num_channels", "in_channels", "audio_channels", "num_mel_bins"):
         return value
     for pattern, tiny in _RULES:

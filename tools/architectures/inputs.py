@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from architectures.config import FIRST_SPECIAL_TOKEN
-from architectures.models import NotBuilt, first_line
+from architectures.models import NotBuilt, summary
 
 Inputs = dict[str, Any]
 
-_BATCH, _TOKENS, _GRID, _SAMPLES = 2, 20, 4, 4800
+_BATCH, _TOKENS, _GRID, _SAMPLES = 2, 20, 4, 5760
 # The arguments that say what a model works on; the first set that it takes and runs with is used.
 _WAYS = (
     ("input_ids",),
@@ -32,6 +32,8 @@ _WAYS = (
     ("input_ids", "bbox"),
     ("input_ids", "bbox", "pixel_values"),
     ("input_ids", "protein_input_ids"),
+    ("input_ids", "pixel_values", "image_attention_mask"),
+    ("input_ids", "pixel_values", "pixel_attention_mask"),
     (),
 )
 
@@ -62,7 +64,7 @@ def inputs_of(model: PreTrainedModel) -> Inputs:
                     if outputs_of(model, inputs):
                         return inputs
             except Exception as error:
-                reasons.append(first_line(error))
+                reasons.append(summary(error))
     raise NotBuilt(reasons[1] if len(reasons) > 1 else reasons[0])
 
 
@@ -113,6 +115,14 @@ def _tokens(model: PreTrainedModel) -> Tensor:
 def _codes(model: PreTrainedModel) -> Tensor:
     channels = _of(model, "num_codebooks", "num_channels", "n_codebooks", default=8)
     return _integers(3, 60, _BATCH, _TOKENS, channels)
+
+
+def _codes_and_text(model: PreTrainedModel) -> Tensor:
+    return _integers(3, 60, _BATCH, _TOKENS, 1 + _of(model, "num_codebooks", default=8))
+
+
+def _rows_of_codes(model: PreTrainedModel) -> Tensor:
+    return _integers(3, 60, _BATCH * _of(model, "num_codebooks", default=4), _TOKENS)
 
 
 def _channels(model: PreTrainedModel) -> int:
@@ -169,12 +179,17 @@ def _mel_last(model: PreTrainedModel) -> Tensor:
     return _random(_BATCH, *_frames(model, 32)[::-1])
 
 
+def _mel_for_tokens(model: PreTrainedModel) -> Tensor:
+    """8 frames for each token, of which a model in real time takes one at a time."""
+    return _random(_BATCH, _frames(model, 32)[0], 8 * _TOKENS)
+
+
 def _mel_of_128(model: PreTrainedModel) -> Tensor:
     return _random(_BATCH, 64, 128)
 
 
-def _mel_of_160(model: PreTrainedModel) -> Tensor:
-    return _random(_BATCH, _SAMPLES // 320, 160)
+def _mel_beside_samples(model: PreTrainedModel) -> Tensor:
+    return _random(_BATCH, _SAMPLES // 320, 128)
 
 
 def _grid(*sizes: int) -> Callable[[PreTrainedModel], Tensor]:
@@ -200,12 +215,17 @@ def _of_layers(model: PreTrainedModel) -> Tensor:
 
 # By argument: the things that models call so. All combinations are tried, in this order.
 _ARGUMENTS: dict[str, tuple[Callable[[PreTrainedModel], Any], ...]] = {
-    "input_ids": (_tokens, _codes),
+    "input_ids": (_tokens, _codes, _codes_and_text),
     "protein_input_ids": (_tokens,),
-    "decoder_input_ids": (_tokens, _codes),
+    "decoder_input_ids": (_tokens, _codes, _rows_of_codes),
     "use_cache": (lambda model: False,),
     "return_loss": (lambda model: False,),
-    "hidden_states": (_patches, _embeddings),
+    "hidden_states": (
+        _patches,
+        _embeddings,
+        lambda model: _random(_BATCH, _of(model, "hidden_size", default=128), 32),
+        lambda model: _random(_BATCH, 1, 640),
+    ),
     "pixel_values": (
         _images,
         _large_images,
@@ -214,11 +234,13 @@ _ARGUMENTS: dict[str, tuple[Callable[[PreTrainedModel], Any], ...]] = {
         _rows_of_patches,
         _patches_as_images,
     ),
+    "image_attention_mask": (lambda model: torch.ones(_BATCH, _TOKENS, 1, dtype=torch.long),),
+    "pixel_attention_mask": (lambda model: torch.ones(_BATCH, 1, dtype=torch.bool),),
     "flattened_patches": (_placed_patches,),
     "grid_thw": (_grid(1, _GRID, _GRID),),
     "image_grid_thw": (_grid(1, _GRID, _GRID),),
     "pixel_position_ids": (_positions,),
-    "input_features": (_mel_first, _mel_last, _mel_of_128, _mel_of_160),
+    "input_features": (_mel_first, _mel_last, _mel_for_tokens, _mel_of_128, _mel_beside_samples),
     "input_values": (lambda m: _random(_BATCH, _SAMPLES), lambda m: _random(_BATCH, 1, _SAMPLES)),
     "audio_mel": (_mel_of_128, _mel_last),
     "audio_mel_mask": (lambda model: torch.zeros(_BATCH, 64, dtype=torch.bool),),

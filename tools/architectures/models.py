@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import re
+import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.configuration_auto import (
+    CONFIG_MAPPING,
+    CONFIG_MAPPING_NAMES,
+    model_type_to_module_name,
+)
 
 from architectures.config import tiny_config
 
@@ -21,7 +30,11 @@ _TASKS = (  # the model with a head for tokens is preferred: its logits are what
     modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     modeling_auto.MODEL_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES,
 )
+
+
+_NORM = re.compile(r"RMSNorm|RmsNorm|rsqrt|sqrt\(torch\.mean")
 
 
 class NotBuilt(Exception):
@@ -38,9 +51,9 @@ def model_classes(model_type: str) -> Iterator[type[PreTrainedModel]]:
         for name in (names,) if isinstance(names, str) else names:
             if name not in seen:
                 seen.add(name)
-                yield getattr(module, name, None) or getattr(
-                    importlib.import_module("transformers"), name
-                )
+                found = getattr(module, name, None) or getattr(transformers, name, None)
+                if found is not None:
+                    yield found
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
@@ -50,14 +63,9 @@ def tiny_model(model_type: str) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(model_type.encode()))
             try:
-                config = tiny_config(model_type)
-                if not isinstance(config, model_class.config_class):
-                    config = config.get_text_config()
-                if not isinstance(config, model_class.config_class):
-                    raise TypeError(f"{model_class.__name__} takes another config")
-                model = model_class._from_config(config, attn_implementation="eager")
+                model = _built(model_class, tiny_config(model_type))
             except Exception as error:
-                reasons.append(first_line(error))
+                reasons.append(summary(error))
                 continue
             for parameter in model.parameters():
                 if parameter.dim() < 2 or not parameter.any():
@@ -66,5 +74,41 @@ def tiny_model(model_type: str) -> PreTrainedModel:
     raise NotBuilt(reasons[0] if reasons else "no class of a model")
 
 
-def first_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split())
+def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        return model_class._from_config(config, attn_implementation="eager")
+    except AttributeError as error:
+        with contextlib.suppress(Exception):  # it may be a model of the text alone
+            return model_class._from_config(config.get_text_config(), attn_implementation="eager")
+        raise error
+
+
+def summary(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def with_model() -> list[str]:
+    """The model types that an Auto class makes a model of."""
+    return [name for name in CONFIG_MAPPING_NAMES if any(name in task for task in _TASKS)]
+
+
+def mentions_norm(model_type: str) -> bool:
+    """Whether the source of a model, or of a part that its config names, has an RMSNorm in it."""
+    return _mentions_norm(model_type, frozenset())
+
+
+def _mentions_norm(model_type: str, seen: frozenset[str]) -> bool:
+    if model_type in seen:
+        return False
+    folder = Path(transformers.__file__).parent / "models" / model_type_to_module_name(model_type)
+    if any(_NORM.search(path.read_text()) for path in folder.glob("modeling_*.py")):
+        return True
+    for model_class in model_classes(model_type):  # perhaps one of another folder
+        module = sys.modules.get(model_class.__module__)
+        if module is not None and _NORM.search(Path(module.__file__ or "").read_text()):
+            return True
+    parts = CONFIG_MAPPING[model_type].sub_configs_defaults.values()
+    return any(
+        part.model_type in CONFIG_MAPPING and _mentions_norm(part.model_type, seen | {model_type})
+        for part in parts
+    )
