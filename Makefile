@@ -13,7 +13,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench bench-kernels clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
-.PHONY: gpu-bundle gpu-check test-cuda-code test-fuzz test-python fuzz steps mutants
+.PHONY: gpu-bundle gpu-check test-cuda-code test-fuzz test-python fuzz steps mutants migrate-table
 .DELETE_ON_ERROR:
 
 define test-preset
@@ -102,6 +102,9 @@ steps: build ## what each idea in the kernels gives: measure them without it, on
 
 mutants: $(BIN)/.requirements ## break the source on purpose: which test notices? (an hour)
 	@$(BIN)/python tools/mutants.py
+
+migrate-table: build ## patch every architecture of transformers, built tiny: docs/architectures.md; minutes
+	@$(BIN)/python tools/migrate_table.py
 
 gpu-bundle: $(BIN)/.requirements ## what gpu-check needs on a machine without a network; GPU_PYTHON there
 	@tools/gpu_bundle.sh build/gpu-bundle $(GPU_PYTHON)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 import transformers
 
-import rmsnorm
 from architectures.compare import DTYPES, Agreement, Compared
+from rmsnorm.patch import Replaced
 
 _HEAD = """\
 # Which RMSNorm is my model?
@@ -61,16 +61,19 @@ def _architectures(found: Sequence[Compared]) -> list[str]:
     for one in found:
         norms = ", ".join(f"{n} × {name}" for name, n in sorted(Counter(one.norms.values()).items()))
         fused = f"{len(one.replaced.keys() & one.norms.keys())} of {len(one.norms)}"
-        agreements = " | ".join(_agreement(one.agreements[dtype]) for dtype in DTYPES)
+        agreements = " | ".join(_agreement(one, dtype) for dtype in DTYPES)
         lines.append(f"| {one.model_type} | {one.class_name} | {norms} | {fused} | {agreements} |")
     return [*lines, ""]
 
 
-def _agreement(agreement: Agreement | str) -> str:
+def _agreement(one: Compared, dtype: torch.dtype) -> str:
+    agreement = one.agreements[dtype]
     if isinstance(agreement, str):
         return f"its own forward fails: {agreement}"
+    fused = len(agreement.report.replaced)
+    fewer = f"{fused} fused: " if fused != len(one.replaced) else ""
     broken = " **outside of its bound**" if agreement.broken else ""
-    return f"{_power(agreement.outputs)} / {_power(agreement.gradients)}{broken}"
+    return f"{fewer}{_power(agreement.outputs)} / {_power(agreement.gradients)}{broken}"
 
 
 def _power(value: float) -> str:
@@ -103,7 +106,7 @@ def _classes(found: Sequence[Compared]) -> list[str]:
     return [*lines, ""]
 
 
-def _rounding(norm: rmsnorm.Replaced) -> str:
+def _rounding(norm: Replaced) -> str:
     for match in norm.matches:
         if match.x_dtype == torch.bfloat16:
             return f"{match.form.rounding}, returns {str(match.form.out_dtype)[6:]}"
