@@ -109,7 +109,7 @@ class TestComparison:
         choices = Choices()
         x = torch.tensor([1.0, 2.0, 3.0])
         with choices:
-            values, places = x.topk(2)
+            _, places = x.topk(2)
         choices.replay()
         with choices:
             again, same_places = (4 - x).topk(2)

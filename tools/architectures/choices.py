@@ -43,7 +43,9 @@ class Choices(TorchDispatchMode):
             return result
         name = func._schema.name
         chosen = [t for t in made if name in _STEPS or not (_is_real(t) or t.is_complex())]
-        if "pool" in name:  # chooses among neighbours of nearly equal value, of which it returns one
+        if (
+            "pool" in name
+        ):  # chooses among neighbours of nearly equal value, of which it returns one
             return result
         if not chosen or not any(map(_is_real, tree_leaves(args))):
             return result

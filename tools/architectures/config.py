@@ -20,6 +20,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     for model_type in override["types"]
 }
 HEAD_DIM = 32  # as in sizes.toml
+_DIFFERENT_LAYERS = re.compile(  # fields that tell layers apart; where all are alike, two will do
+    "layer_types|block_types?|dense_replace|period|pattern|interval|every|layer_freq|sparse_step"
+    "|layers_enum|dense_layers|mlp_only|kv_shared|window_layers|layer_ids|layer_ind|_per_layer"
+)
 FIRST_SPECIAL_TOKEN = 100  # inputs use smaller ones
 _RULES = [(re.compile(rule["names"]), rule["value"]) for rule in SIZES["rule"]]
 
@@ -35,7 +39,12 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
     overrides = OVERRIDES.get(config_class.model_type, {})
     arguments: dict[str, Any] = {}
     for name, value in default.items():
-        if name in ("hidden_act", "transformers_version", "architectures", "chunk_size_feed_forward"):
+        if name in (
+            "hidden_act",
+            "transformers_version",
+            "architectures",
+            "chunk_size_feed_forward",
+        ):
             continue
         if name.startswith("eos_token") or re.search("_token_(id|index)$", name):
             if isinstance(value, int) and value >= FIRST_SPECIAL_TOKEN:
@@ -57,15 +66,21 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
         if spec.init_kwargs.get("model_type"):
             sub_class = CONFIG_MAPPING[spec.init_kwargs["model_type"]]
         given = {name: _tiny(name, value) for name, value in spec.init_kwargs.items()}
-        inner = {k.removeprefix(f"{key}."): v for k, v in overrides.items() if k.startswith(f"{key}.")}
+        inner = {
+            k.removeprefix(f"{key}."): v for k, v in overrides.items() if k.startswith(f"{key}.")
+        }
         arguments[key] = sub_class(**{**given, **_arguments(sub_class, tokens), **inner})
     if "head_dim" in default and default["head_dim"] is None:
         arguments["head_dim"] = HEAD_DIM
     if "mrope_section" in getattr(config_class, "ignore_keys_at_rope_validation", ()):
         arguments["rope_parameters"] = _rope(config_class)
+    if not any(map(_DIFFERENT_LAYERS.search, default)):
+        arguments |= {name: 2 for name in ("num_hidden_layers", "n_layer") if name in arguments}
     layers = arguments.get("num_hidden_layers")
     for name, value in default.items():
-        if isinstance(value, (list, tuple)) and re.search("layer_types|layers_block_type|_types$", name):
+        if isinstance(value, (list, tuple)) and re.search(
+            "layer_types|layers_block_type|_types$", name
+        ):
             if layers and len(value) > layers:
                 arguments[name] = _cut(value, layers)
     arguments.update({name: value for name, value in overrides.items() if "." not in name})

@@ -51,7 +51,8 @@ def inputs_of(model: PreTrainedModel) -> Inputs:
         if parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD
     ]
     also = [  # without a cache, layers that share keys run too
-        name for name in ("decoder_input_ids", "use_cache", "return_loss") if name in parameters]
+        name for name in ("decoder_input_ids", "use_cache", "return_loss") if name in parameters
+    ]
     reasons = [f"its forward takes {', '.join(parameters)}"]
     for way in _WAYS:
         names = dict.fromkeys((*way, *required, *also))

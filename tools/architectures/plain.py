@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 
@@ -23,19 +22,19 @@ def is_plain(module: torch.nn.Module) -> bool:
     shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
     if next(module.children(), None) is not None or len(shapes) > 1:
         return False
-    if shapes and (len(shapes[0]) != 1 or len(shapes[0]) and shapes[0][0] < 2):
+    if shapes and (len(shapes[0]) != 1 or shapes[0][0] < 2):
         return False
-    width = shapes[0][0] if shapes else _WIDTH
+    declared = getattr(module, "normalized_shape", None) or (_WIDTH,)
+    width = shapes[0][0] if shapes else declared[-1]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, 1, width, generator=generator)
     x *= torch.logspace(-0.5, 1, _ROWS)[:, None, None]  # of any size, and far above epsilon
     x += x.square().mean(-1, keepdim=True).sqrt()  # a mean, which LayerNorm would subtract
     try:
-        module = copy.copy(module).float() if not shapes else copy.deepcopy(module).float()
-        if shapes:
-            for parameter in module.parameters():
-                torch.nn.init.uniform_(parameter, 0.5, 2.0, generator=generator)
-        with torch.no_grad(), contextlib.suppress():
+        module = copy.deepcopy(module).float()
+        for parameter in module.parameters():
+            torch.nn.init.uniform_(parameter, 0.5, 2.0, generator=generator)
+        with torch.no_grad():
             y = module.eval()(x.clone())
     except Exception:
         return False

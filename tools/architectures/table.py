@@ -59,7 +59,9 @@ def _architectures(found: Sequence[Compared]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for one in found:
-        norms = ", ".join(f"{n} × {name}" for name, n in sorted(Counter(one.norms.values()).items()))
+        norms = ", ".join(
+            f"{n} × {name}" for name, n in sorted(Counter(one.norms.values()).items())
+        )
         fused = f"{len(one.replaced.keys() & one.norms.keys())} of {len(one.norms)}"
         agreements = " | ".join(_agreement(one, dtype) for dtype in DTYPES)
         lines.append(f"| {one.model_type} | {one.class_name} | {norms} | {fused} | {agreements} |")
@@ -115,7 +117,9 @@ def _rounding(norm: Replaced) -> str:
 
 def _few(types: set[str]) -> str:
     names = sorted(types)
-    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+    return (
+        ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+    )
 
 
 def _left(found: Sequence[Compared]) -> list[str]:
@@ -158,8 +162,7 @@ def _counts(
         f"- {len(not_built)} can't be built here; {len(without)} more have no RMSNorm among their "
         "modules, though their source has one.",
         f"- {norms} norms: {fused} are fused, {left} are left.",
-        f"- {plain} of them are plain: {replaced} are fused, "
-        f"{100 * share_replaced(found):.1f} %.",
+        f"- {plain} of them are plain: {replaced} are fused, {100 * share_replaced(found):.1f} %.",
         f"- {reached} of the fused norms ran in the model, at its own inputs; the others, mostly of "
         "vision and audio encoders that tokens alone don't reach, were compared on random rows.",
     ]
