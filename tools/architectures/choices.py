@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -43,9 +42,7 @@ class Choices(TorchDispatchMode):
             return result
         name = func._schema.name
         chosen = [t for t in made if name in _STEPS or not (_is_real(t) or t.is_complex())]
-        if (
-            "pool" in name
-        ):  # chooses among neighbours of nearly equal value, of which it returns one
+        if "pool" in name:  # what it returns is the value, which is continuous
             return result
         if not chosen or not any(map(_is_real, tree_leaves(args))):
             return result

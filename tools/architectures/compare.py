@@ -71,6 +71,7 @@ class Compared:
         """What doesn't hold, in words."""
         classified = {*self.replaced, *self.left}
         found = [f"{n}: neither replaced nor left" for n in self.norms if n not in classified]
+        found += [f"{n}: replaced, and isn't plain" for n in self.replaced if n not in self.plain]
         for dtype, agreement in self.agreements.items():
             if isinstance(agreement, Agreement):
                 found += [f"{str(dtype)[6:]}: {text}" for text in agreement.broken]

@@ -39,13 +39,6 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
     overrides = OVERRIDES.get(config_class.model_type, {})
     arguments: dict[str, Any] = {}
     for name, value in default.items():
-        if name in (
-            "hidden_act",
-            "transformers_version",
-            "architectures",
-            "chunk_size_feed_forward",
-        ):
-            continue
         if name.startswith("eos_token") or re.search("_token_(id|index)$", name):
             if isinstance(value, int) and value >= FIRST_SPECIAL_TOKEN:
                 arguments[name] = tokens.setdefault(name, FIRST_SPECIAL_TOKEN + len(tokens))
@@ -78,11 +71,9 @@ def _arguments(config_class: type[PreTrainedConfig], tokens: dict[str, int]) -> 
         arguments |= {name: 2 for name in ("num_hidden_layers", "n_layer") if name in arguments}
     layers = arguments.get("num_hidden_layers")
     for name, value in default.items():
-        if isinstance(value, (list, tuple)) and re.search(
-            "layer_types|layers_block_type|_types$", name
-        ):
-            if layers and len(value) > layers:
-                arguments[name] = _cut(value, layers)
+        is_list = isinstance(value, (list, tuple)) and re.search("block_type|_types$", name)
+        if is_list and layers and len(value) > layers:
+            arguments[name] = _cut(value, layers)
     arguments.update({name: value for name, value in overrides.items() if "." not in name})
     return arguments
 

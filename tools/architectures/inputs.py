@@ -70,7 +70,7 @@ def inputs_of(model: PreTrainedModel) -> Inputs:
 
 
 def outputs_of(model: PreTrainedModel, inputs: Inputs) -> list[Tensor]:
-    """All floating-point tensors that a forward returns; it draws the same random numbers always."""
+    """All floating-point tensors that a forward returns; its random numbers are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output = model(**{name: _cast(value, model.dtype) for name, value in inputs.items()})

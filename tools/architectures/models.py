@@ -36,6 +36,8 @@ _TASKS = (  # the model with a head for tokens is preferred: its logits are what
 
 _NORM = re.compile(r"RMSNorm|RmsNorm|rsqrt|sqrt\(torch\.mean")
 
+_FOLDER_NORM = re.compile(r"^class \w*Norm\w*\((?s:.{1,2000}?)rsqrt", re.MULTILINE)
+
 
 class NotBuilt(Exception):
     """No model of this type can be made or run here; the text is the reason."""
@@ -92,16 +94,32 @@ def with_model() -> list[str]:
     return [name for name in CONFIG_MAPPING_NAMES if any(name in task for task in _TASKS)]
 
 
+def with_norm_class() -> list[str]:
+    """One model type for each folder of transformers that defines a class of norm with an rsqrt."""
+    first: dict[Path, str] = {}
+    for model_type in sorted(with_model()):
+        if _FOLDER_NORM.search("".join(path.read_text() for path in _sources(model_type))):
+            first.setdefault(_folder(model_type), model_type)
+    return sorted(first.values())
+
+
 def mentions_norm(model_type: str) -> bool:
     """Whether the source of a model, or of a part that its config names, has an RMSNorm in it."""
     return _mentions_norm(model_type, frozenset())
 
 
+def _folder(model_type: str) -> Path:
+    return Path(transformers.__file__).parent / "models" / model_type_to_module_name(model_type)
+
+
+def _sources(model_type: str) -> list[Path]:
+    return sorted(_folder(model_type).glob("modeling_*.py"))
+
+
 def _mentions_norm(model_type: str, seen: frozenset[str]) -> bool:
     if model_type in seen:
         return False
-    folder = Path(transformers.__file__).parent / "models" / model_type_to_module_name(model_type)
-    if any(_NORM.search(path.read_text()) for path in folder.glob("modeling_*.py")):
+    if any(_NORM.search(path.read_text()) for path in _sources(model_type)):
         return True
     for model_class in model_classes(model_type):  # perhaps one of another folder
         module = sys.modules.get(model_class.__module__)

@@ -31,7 +31,7 @@ class Call:
 
 @contextmanager
 def recorded(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, Call]]:
-    """Records the first call of each module that takes one tensor, and the gradient of its result."""
+    """Records the first call of each module with one tensor, and the gradient of its result."""
     calls: dict[str, Call] = {}
 
     def record(name: str) -> Any:

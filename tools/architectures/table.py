@@ -16,8 +16,8 @@ _HEAD = """\
 # Which RMSNorm is my model?
 
 Every architecture of transformers {version} whose source has an RMSNorm, built tiny from its config
-class with random weights, and compared before and after `rmsnorm.patch(model)`. `make migrate-table`
-writes this page and fails where something of it doesn't hold.
+class with random weights, and compared before and after `rmsnorm.patch(model)`.
+`make migrate-table` writes this page and fails where something of it doesn't hold.
 
 - **norms**: the leaves of the model that are a plain RMSNorm, which is decided without
   rmsnorm by their values (y = scale · x / rms(x) for one scale, over the last axis, for rows of any
@@ -27,9 +27,9 @@ writes this page and fails where something of it doesn't hold.
   [below](#left-as-they-are).
 - **float32**, **bfloat16**: the largest relative difference, norm-wise, of the outputs / of the
   gradients of all parameters, as the next power of ten. Each is within its bound: no output and no
-  gradient moves more than {factor} times as far as it does where every value of a norm moves by one machine
-  epsilon, and each norm by itself, at the inputs that the model gives it, agrees in every value of
-  y, dx and dgamma with the bound of the two roundings by which they may differ.
+  gradient moves more than {factor} times as far as it does where every value that a norm returns
+  moves by one machine epsilon. Each norm by itself, at the inputs that the model gives it, agrees
+  in every value of y, dx and dgamma, but for the two roundings by which they may differ.
 """
 
 
@@ -163,8 +163,8 @@ def _counts(
         "modules, though their source has one.",
         f"- {norms} norms: {fused} are fused, {left} are left.",
         f"- {plain} of them are plain: {replaced} are fused, {100 * share_replaced(found):.1f} %.",
-        f"- {reached} of the fused norms ran in the model, at its own inputs; the others, mostly of "
-        "vision and audio encoders that tokens alone don't reach, were compared on random rows.",
+        f"- {reached} of the fused norms ran in the model, at its own inputs; the others, mostly "
+        "of vision and audio encoders that tokens alone don't reach, ran on random rows.",
     ]
 
 
