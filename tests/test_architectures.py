@@ -64,7 +64,6 @@ class TestPlain:
             "mean of absolute values",
             "scale before the norm",
             "bias added",
-            "y clamped",
             "over rows",
         ],
     )
