@@ -191,7 +191,7 @@ class TestFiles:
             (
                 "x = x.float()\nx *= rsqrt(x.pow(2).mean(-1, True))\nreturn x",
                 Cause.SIDE_EFFECT,
-                "x",
+                "changes x in place",
             ),
             ("print(x.pow(2))\nreturn x", Cause.SIDE_EFFECT, "runs `print(x.pow(2))` for"),
             ("self.x = x.pow(2)\nreturn x", Cause.SIDE_EFFECT, "assigns to self.x"),

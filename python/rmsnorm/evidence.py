@@ -83,7 +83,8 @@ def _forms_read(
         raise NotRmsNorm(f"its forward doesn't scale by its {gamma_name}")
     axes = 1 if gamma_name is None else len(getattr(module, gamma_name).shape)
     if meaning.axes not in (axes, None):
-        raise NotRmsNorm(f"its forward takes the mean over {meaning.axes} axes, gamma has {axes}")
+        several = "several axes" if (meaning.axes or 0) > 1 else "one axis"
+        raise NotRmsNorm(f"its forward takes the mean over {several}, where gamma has {axes}")
     return [
         Form(
             gamma_name,
@@ -91,6 +92,7 @@ def _forms_read(
             meaning.gamma_offset,
             meaning.rounding,
             getattr(torch, meaning.out_dtype),
+            axes,
         )
         for epsilon in _epsilons(meaning.epsilon)
     ]
@@ -105,7 +107,7 @@ def _epsilons(epsilon: Epsilon) -> list[str | float]:
     name = epsilon.text.removeprefix("self.")
     if epsilon.value is None or not name.isidentifier():
         raise NotRmsNorm(f"its forward adds {epsilon.text}, which is no number of its own")
-    return [name]
+    return [name if epsilon.text.startswith("self.") else epsilon.value]  # of a file: a constant
 
 
 def _name(dtype: torch.dtype) -> str:

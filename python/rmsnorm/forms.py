@@ -24,6 +24,7 @@ class Form:
         gamma: the name of the module's parameter; None for a norm without one.
         epsilon: the name of the module's attribute, or the number where no attribute holds it.
         gamma_offset, rounding, out_dtype: as in rms_norm.
+        axes: how many gamma has.
     """
 
     gamma: str | None
@@ -31,6 +32,7 @@ class Form:
     gamma_offset: float
     rounding: str
     out_dtype: torch.dtype
+    axes: int = 1
 
     def epsilon_of(self, module: torch.nn.Module) -> float:
         return getattr(module, self.epsilon) if isinstance(self.epsilon, str) else self.epsilon

@@ -20,6 +20,7 @@ class FusedNorm(torch.nn.Module):
     _rmsnorm_original: ClassVar[type[torch.nn.Module]]
     _rmsnorm_forms: ClassVar[dict[tuple[torch.dtype, torch.dtype | None], Form]]
     _rmsnorm_gamma: ClassVar[str | None]
+    _rmsnorm_read: ClassVar[Any]  # the forward of the original class that was judged
     _rmsnorm_argument: ClassVar[str]  # how the own forward calls x
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -28,7 +29,18 @@ class FusedNorm(torch.nn.Module):
         if len(args) + len(kwargs) == 1 and isinstance(x, Tensor) and not _autocasts(x):
             gamma = None if self._rmsnorm_gamma is None else getattr(self, self._rmsnorm_gamma)
             form = self._rmsnorm_forms.get((x.dtype, None if gamma is None else gamma.dtype))
+            if form is not None and not self._is_as_it_was(form, gamma):
+                form = None
         return super().forward(*args, **kwargs) if form is None else form(self, x)
+
+    def _is_as_it_was(self, form: Form, gamma: Tensor | None) -> bool:
+        """Whether the class computes what it did when it was judged: cheap signs of a change."""
+        cls = type(self)
+        return (
+            cls._rmsnorm_original.forward is cls._rmsnorm_read
+            and isinstance(form.epsilon_of(self), (int, float))
+            and (gamma is None or gamma.dim() == form.axes)
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (super().extra_repr(), "fused by rmsnorm")))
@@ -51,6 +63,7 @@ def fused_class(original: Any, forms: Forms) -> Any:
         "_rmsnorm_original": original,
         "_rmsnorm_forms": dict(forms),
         "_rmsnorm_gamma": forms[0][1].gamma,
+        "_rmsnorm_read": original.forward,
         "_rmsnorm_argument": list(inspect.signature(original.forward).parameters)[1],
     }
     return type(original.__name__, (FusedNorm, original), attributes)

@@ -76,7 +76,8 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
     operators_rounding = None if rounding is None else "once"
     model_dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
     verdicts: dict[Hashable, tuple[Match, ...] | str] = {}
-    replaced, modules, left = [], [], []
+    replaced, left = [], []
+    classes: list[tuple[torch.nn.Module, Any]] = []  # given at the end: all or none
     for name, module in model.named_modules():
         if not _is_candidate(module):
             continue
@@ -84,19 +85,28 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
         if key not in verdicts:
             verdicts[key] = _verdict(module, model_dtype, verify, operators_rounding)
         verdict = verdicts[key]
+        cls = verdict if isinstance(verdict, str) else _class_for(type(module), verdict)
         class_name = type(module).__name__
-        if isinstance(verdict, str):
+        if isinstance(verdict, str) or isinstance(cls, str):
             if _is_named_norm(module):
-                left.append(Left(name, class_name, verdict))
+                left.append(Left(name, class_name, str(cls)))
             continue
         own = verdict[0]
         shown = tuple(match for match in verdict if match.gamma_dtype == own.gamma_dtype)
         replaced.append(Replaced(name, class_name, own.form.epsilon_of(module), shown))
-        modules.append(weakref.ref(module))
-        forms = tuple(((match.x_dtype, match.gamma_dtype), match.form) for match in verdict)
-        original: Any = type(module)
-        module.__class__ = fused_class(original, forms)
-    return Report(tuple(replaced), tuple(left), tuple(modules))
+        classes.append((module, cls))
+    for module, cls in classes:
+        module.__class__ = cls
+    return Report(tuple(replaced), tuple(left), tuple(weakref.ref(module) for module, _ in classes))
+
+
+def _class_for(original: type, verdict: tuple[Match, ...]) -> Any:
+    """The fused class; the reason why there can't be one."""
+    forms = tuple(((match.x_dtype, match.gamma_dtype), match.form) for match in verdict)
+    try:
+        return fused_class(original, forms)
+    except Exception as error:  # of a metaclass, or of __init_subclass__
+        return f"no class can be derived from it: {type(error).__name__}: {error}"
 
 
 def unpatch(model: torch.nn.Module) -> None:

@@ -50,13 +50,13 @@ def meaning(value: Value, x_dtype: str) -> Meaning | Unknown:
     result = value.powers
     rounding = "once"
     for step in value.roundings:
-        if step.powers == result:
-            if step.dtype != value.dtype:
-                return _other_rounding(step.powers, step.dtype)
-        elif step.powers == Powers(1, -0.5) and step.dtype == x_dtype and value.dtype != "float64":
-            rounding = "before_gamma"
-        else:
-            return _other_rounding(step.powers, step.dtype)
+        if step.powers == result and step.dtype == value.dtype and step.is_exact:
+            continue
+        if step.powers != Powers(1, -0.5) or step.dtype != x_dtype or not step.is_exact:
+            what = step.powers if step.is_exact else f"a multiple of {step.powers}"
+            reason = f"rounds {what} to {step.dtype}, where no form does"
+            return Unknown(Cause.OTHER_ROUNDING, reason)
+        rounding = "before_gamma"
     assert value.root is not None
     epsilon = value.root.epsilon or Epsilon(None, 0.0)
     return Meaning(value.gamma, epsilon, value.offset, rounding, value.dtype, value.root.axes)
@@ -88,7 +88,7 @@ def _wrong_formula(value: Product) -> Unknown | None:
     powers = value.powers
     if powers.x != 1 or powers.square != -0.5:
         return other_formula("computes something other than x times rstd")
-    if powers.scale not in (0, 1):
+    if powers.scale != (0 if value.gamma is None else 1):
         return other_formula(f"scales by a power of {value.gamma}")
     if value.offset not in (0, 1):
         return other_formula(f"adds {value.offset:g} to {value.gamma}")
@@ -97,7 +97,3 @@ def _wrong_formula(value: Product) -> Unknown | None:
     if not value.per_row:
         return other_formula("drops the axis of the mean")
     return None
-
-
-def _other_rounding(powers: Powers, dtype: str) -> Unknown:
-    return Unknown(Cause.OTHER_ROUNDING, f"rounds {powers} to {dtype}, where no form does")

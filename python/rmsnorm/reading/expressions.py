@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -11,9 +13,14 @@ from rmsnorm.reading.describe import Meaning, by_path
 from rmsnorm.reading.finding import Description, Finding, Kind
 from rmsnorm.reading.interpreter import Frame, Interpreter, Scope, Self, Undecided
 from rmsnorm.reading.merge import Found, described, finding
-from rmsnorm.reading.scope import ClassScope, File, SourceScope
+from rmsnorm.reading.scope import ClassScope, File, SourceScope, in_scope, local_names
 from rmsnorm.reading.values import Refused, Symbol, Unknown, Value, tensor_x
 
+_RUNS = 1000  # of expressions of one function
+_SCOPES = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda),
+    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp),
+)
 _ROOTS = ("rsqrt", "sqrt", "reciprocal", "pow", "rms_norm")
 
 
@@ -29,7 +36,7 @@ def norms_in(file: File, function: ast.FunctionDef, owner: ast.ClassDef | None) 
     found: list[Finding] = []
     names = _Names(function, expressions)
     for expression in filter(names.reach_a_root, expressions):
-        for x in names.squared:
+        for x in names.candidates(expression):
             inside = _norms_of(expression, x, file, owner, names)
             found += [finding(Kind.EXPRESSION, function.name, *each) for each in inside]
             if inside:
@@ -41,22 +48,24 @@ def _norms_of(
     expression: ast.expr, x: str, file: File, owner: ast.ClassDef | None, names: _Names
 ) -> list[tuple[ast.expr, Description | Unknown]]:
     def run(node: ast.expr, x_dtype: str, gamma_dtype: str) -> Found:
-        outer: SourceScope = (
-            ClassScope(file, gamma_dtype, owner) if owner else SourceScope(file, gamma_dtype)
-        )
-        scope = _LocalScope(outer, names, x, x_dtype, node.lineno)
+        names.runs += 1
+        outer = SourceScope(file, gamma_dtype, names.function)
+        if owner is not None:
+            outer = ClassScope(file, gamma_dtype, names.function, owner, owner)
+        scope = _LocalScope(outer, names, x, x_dtype, node.lineno, {})
         return by_path(lambda run: Frame(run, scope, {}).value(node), x_dtype)
 
     found: list[tuple[ast.expr, Description | Unknown]] = []
     waiting = [expression]
-    while waiting:
+    while waiting and names.runs < _RUNS:
         node = waiting.pop(0)
-        if not names.reach_a_root(node):
+        if isinstance(node, _SCOPES) or not names.reach_a_root(node):
             continue
         if isinstance(node, (ast.BinOp, ast.Call)):
             first = run(node, "float32", "float32")
             if list(first) == [()] and isinstance(first[()], Meaning):
-                found.append((node, _about(x, described(functools.partial(run, node), x))))
+                what = described(functools.partial(run, node), x)
+                found.append((node, _about(x, in_scope(what, file, names.local))))
                 continue
         waiting += [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
     return found
@@ -74,27 +83,30 @@ class _Names:
     """The local names of a function.
 
     Attributes:
+        stored: how often a name is assigned, or changed in place.
         once: what a name stands for that is assigned once.
         squared: names that are squared somewhere, and what they are casts of.
     """
 
     function: ast.FunctionDef
     expressions: list[ast.expr]
+    stored: Counter[str] = field(init=False)
     once: dict[str, ast.expr] = field(init=False)
-    local: set[str] = field(init=False)
+    local: frozenset[str] = field(init=False)
     squared: list[str] = field(init=False)
+    runs: int = 0
 
     def __post_init__(self) -> None:
         spec = self.function.args
-        stored = [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+        self.stored = Counter(arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs))
         values: dict[str, ast.expr] = {}
-        for node in _own_nodes(self.function):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                stored.append(node.id)
+        for node in ast.walk(self.function):
+            self.stored.update(_changed(node))
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 values[node.targets[0].id] = node.value
-        self.local = set(stored)
-        self.once = {name: value for name, value in values.items() if stored.count(name) == 1}
+        self.local = local_names(self.function)
+        self.once = {name: value for name, value in values.items() if self.stored[name] == 1}
+        self._rooted = {name for name, value in self.once.items() if has_root(value)}
         self.squared = []
         for expression in self.expressions:
             for node in ast.walk(expression):
@@ -104,10 +116,12 @@ class _Names:
 
     def reach_a_root(self, expression: ast.expr) -> bool:
         """Whether a root is taken in an expression, or in what a name of it stands for."""
-        return has_root(expression) or any(
-            isinstance(node, ast.Name) and node.id in self.once and has_root(self.once[node.id])
-            for node in ast.walk(expression)
-        )
+        return has_root(expression) or not self._rooted.isdisjoint(_read(expression))
+
+    def candidates(self, expression: ast.expr) -> list[str]:
+        """What may be x in an expression, first what stands in it."""
+        read = _read(expression)
+        return sorted(self.squared, key=lambda name: name not in read)
 
     def _origins(self, node: ast.expr | None) -> Iterator[str]:
         """The name at the bottom of x.float().to(…), first the one that it is a cast of."""
@@ -132,6 +146,7 @@ class _LocalScope:
     x: str
     x_dtype: str
     line: int
+    known: dict[tuple[str, int], Value]  # by name and line
 
     def name(self, name: str) -> Value:
         if name == self.x:
@@ -141,22 +156,17 @@ class _LocalScope:
         if name not in self.names.local:
             return self.outer.name(name)
         held = self.names.once.get(name)
-        x_is_fixed = self.x in self.names.once or not self._assigned(self.x)
-        if held is not None and held.lineno < self.line and x_is_fixed:
-            scope = _LocalScope(self.outer, self.names, self.x, self.x_dtype, held.lineno)
-            try:
+        symbol = Symbol(name, None, is_number="eps" in name.lower())
+        if held is None or held.lineno >= self.line or self.names.stored[self.x] > 1:
+            return symbol
+        key = name, held.lineno
+        if key not in self.known:
+            self.known[key] = symbol
+            scope = replace(self, line=held.lineno)
+            with contextlib.suppress(Refused, Undecided, RecursionError):
                 value = Frame(Interpreter({}), scope, {}).value(held)
-            except (Refused, Undecided, RecursionError):
-                return Symbol(name, None)
-            if not isinstance(value, Unknown):
-                return value
-        return Symbol(name, None)
-
-    def _assigned(self, name: str) -> bool:
-        return any(
-            isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
-            for node in _own_nodes(self.names.function)
-        )
+                self.known[key] = symbol if isinstance(value, Unknown) else value
+        return self.known[key]
 
     def attribute(self, name: str) -> Value:
         return self.outer.attribute(name)
@@ -167,11 +177,11 @@ class _LocalScope:
 
 def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
     """The nodes of a function's body, without those of functions and classes inside."""
-    waiting: list[ast.AST] = list(function.body)
+    waiting: deque[ast.AST] = deque(function.body)
     while waiting:
-        node = waiting.pop(0)
+        node = waiting.popleft()
         yield node
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+        if not isinstance(node, _SCOPES):
             waiting += ast.iter_child_nodes(node)
 
 
@@ -205,7 +215,37 @@ def has_root(expression: ast.AST) -> bool:
 
 
 def _is_half(exponent: ast.expr) -> bool:
-    return ast.unparse(exponent) in ("-0.5", "0.5", "-1 / 2", "1 / 2")
+    match exponent:
+        case ast.UnaryOp(ast.USub(), inner):
+            return _is_half(inner)
+        case ast.Constant(0.5) | ast.BinOp(ast.Constant(1), ast.Div(), ast.Constant(2)):
+            return True
+    return False
+
+
+def _read(expression: ast.expr) -> set[str]:
+    return {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)}
+
+
+def _changed(node: ast.AST) -> Iterator[str]:
+    """The names that a node assigns, or whose tensors it changes in place."""
+    match node:
+        case ast.Name(name, ast.Store() | ast.Del()):
+            yield name
+        case ast.Subscript(ast.Name(name), _, ast.Store()):
+            yield name
+        case ast.Attribute(ast.Name(name), _, ast.Store()) if name != "self":
+            yield name
+        case ast.Call(func, args, keywords):
+            called = getattr(func, "attr", getattr(func, "id", ""))
+            changed = [each.value for each in keywords if each.arg == "out"]
+            if called.endswith("_"):
+                changed += args
+                if isinstance(func, ast.Attribute):
+                    changed.append(func.value)
+            for each in changed:
+                if isinstance(each, ast.Name):
+                    yield each.id
 
 
 def _squared(node: ast.AST) -> ast.expr | None:
@@ -220,6 +260,8 @@ def _squared(node: ast.AST) -> ast.expr | None:
             return base
         case ast.BinOp(left, ast.Pow(), ast.Constant(2)):
             return left
-        case ast.BinOp(left, ast.Mult(), right) if ast.dump(left) == ast.dump(right):
-            return left
+        case ast.BinOp(ast.Name(left), ast.Mult(), ast.Name(right)) if left == right:
+            return node.left
+        case ast.BinOp(ast.Call() as left, ast.Mult(), ast.Call() as right):
+            return left if ast.dump(left) == ast.dump(right) else None
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -161,11 +161,6 @@ class Reader:
             rank = getattr(example(node.args[0]), "ndim", 0) + (operation is operations.unsqueeze)
             given.arguments["dim"] = _from_the_end(given.arguments["dim"], rank)
         value = operation(*given.args, **given.kwargs)
-        if operation is operations.rms_norm and isinstance(value, Product):
-            assert value.root is not None
-            shape = node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
-            axes = len(shape) if isinstance(shape, (list, tuple)) else 0
-            value = replace(value, root=replace(value.root, axes=axes))
         if isinstance(value, Product) and not self._agrees(node, value):
             return Unknown(Cause.OTHER_FORMULA, f"has an unusual dtype or shape in {name_of(node)}")
         return value
@@ -198,6 +193,8 @@ class Reader:
                 return Number(float(arg))
             case slice() | None:
                 return Constant(arg)
+            case list() | tuple() if operation is operations.rms_norm:
+                return Constant(tuple(Columns() for _ in arg))  # the tracer has compared sizes
         return Constant(tuple(arg) if isinstance(arg, (list, tuple)) else arg)
 
     def _value_of_node(self, node: Node, operation: Operation) -> Value:
@@ -214,7 +211,7 @@ class Reader:
             return Columns()
         if isinstance(seen, torch.SymFloat):
             self._named[node.name] = node
-            return Symbol(node.name, None)
+            return Symbol(node.name, None, is_number=True)
         return Unknown(Cause.UNREADABLE, f"computes with {node.name}, which isn't followed")
 
     def _factor(self, number: float) -> Value:

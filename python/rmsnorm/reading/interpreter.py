@@ -21,13 +21,17 @@ from rmsnorm.reading.values import (
     Number,
     Product,
     Refused,
+    Shape,
     Symbol,
     Unknown,
     Value,
 )
 
 _DEPTH = 8  # of calls inside calls
-_LIBRARIES = ("torch", "math", "numpy", "operator")
+# Where the functions of OPERATIONS are; "tensor" stands for methods.
+_LIBRARIES = ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "math", "tensor")
+# Calls without an effect, whatever they return.
+_QUERIES = ("isinstance", "len", "hasattr", "type", "dim", "numel", "size", "get", "lower")
 # Decorators that leave values, gradients and arguments alone.
 _PLAIN_DECORATORS = ("staticmethod", "classmethod", "torch.compile", "torch.jit.script")
 _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
@@ -38,6 +42,7 @@ _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Pow: operations.power,
 }
 
+_KEYWORDS = {"axis": "dim", "ord": "p", "keepdims": "keepdim"}
 _ORDER: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -130,6 +135,7 @@ class Interpreter:
         for keyword, maybe in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
             if maybe is not None:
                 names[keyword.arg] = frame.value(maybe)
+        args, kwargs = [_given(arg) for arg in args], {k: _given(v) for k, v in kwargs.items()}
         for extra in (spec.vararg, spec.kwarg):
             if extra is not None:
                 names[extra.arg] = Unknown(Cause.UNREADABLE, f"takes *{extra.arg}")
@@ -175,6 +181,7 @@ class Frame:
                     self._run_for_its_effect(value)
                 case ast.If(test, body, orelse):
                     if _only_raises(body) and not orelse:
+                        _check_effects(test)
                         continue
                     returned = self.run(body if self.truth(test) else orelse)
                     if returned is not None:
@@ -184,7 +191,11 @@ class Frame:
                     returned = self.run(body)
                     if returned is not None:
                         return returned
-                case ast.Assert() | ast.Pass() | ast.Import() | ast.ImportFrom():
+                case ast.Assert(test):
+                    _check_effects(test)
+                case ast.Import() | ast.ImportFrom():
+                    self._names.update(imported(statement))
+                case ast.Pass():
                     pass
                 case ast.FunctionDef(name):
                     inner = f"calls {name}, a function inside of a function"
@@ -197,9 +208,7 @@ class Frame:
     def value(self, node: ast.expr) -> Value:
         match node:
             case ast.Constant(value):
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    return Number(float(value))
-                return Constant(value)
+                return literal(value)
             case ast.Name(name):
                 return self._names[name] if name in self._names else self._scope.name(name)
             case ast.Attribute(base, name):
@@ -216,12 +225,18 @@ class Frame:
                 return self.value(body if self.truth(test) else orelse)
             case ast.Tuple(elements) | ast.List(elements):
                 return _tuple([self.value(element) for element in elements])
-            case ast.Compare() | ast.BoolOp() | ast.UnaryOp(ast.Not()):
+            case ast.Compare() | ast.UnaryOp(ast.Not()):
                 return Constant(self.truth(node))
+            case ast.BoolOp(op, values):
+                for value in values[:-1]:
+                    if self.truth(value) is isinstance(op, ast.Or):
+                        return self.value(value)
+                return self.value(values[-1])
             case ast.NamedExpr(target, value):
                 found = self.value(value)
                 self._assign(target, found)
                 return found
+        _check_effects(node)
         return Unknown(Cause.UNREADABLE, f"computes `{_short(node)}`, which isn't followed")
 
     def truth(self, node: ast.expr) -> bool:
@@ -241,11 +256,13 @@ class Frame:
                     positive = {ast.IsNot: ast.Is, ast.NotEq: ast.Eq, ast.NotIn: ast.In}[type(op)]
                     return not self._decided(ast.Compare(left, [positive()], [right]))
                 return self._decided(node)
+            case ast.Compare(left, [op, *ops], [right, *others]):
+                return self.truth(ast.Compare(left, [op], [right])) and self.truth(
+                    ast.Compare(right, ops, others)
+                )
             case _:
                 found = self.value(node)
-                if isinstance(found, Constant):
-                    return bool(found.value)
-                if isinstance(found, Number):
+                if isinstance(found, (Constant, Number)):
                     return bool(found.value)
                 return self._decided(node)
 
@@ -278,12 +295,12 @@ class Frame:
                 return Dtype(found.dtype)
             case Symbol() if name == "dtype" and found.scale_dtype is not None:
                 return Dtype(found.scale_dtype)
-            case Product() if name == "shape" and (found.powers.x or found.powers.scale):
-                return Symbol("x.shape", None)
+            case Product() if name == "shape" and found.powers.x:
+                return Shape()
             case Product() if name in ("shape", "device", "ndim", "is_cuda", "layout"):
                 return Symbol(f"{ast.unparse(base)}.{name}", None)
             case Symbol(text):
-                return Symbol(f"{text}.{name}", None)
+                return replace(found, text=f"{text}.{name}", scale_dtype=None)
             case Product() if name in ("T", "mT", "data", "grad"):
                 return operations.detached() if name == "data" else operations.reshaped()
         return operations.unfollowed(found)
@@ -304,33 +321,39 @@ class Frame:
         called, first = self._callee(node.func)
         if isinstance(called, Function):
             return self._run.call(called, args, kwargs)
-        unknown = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Unknown)]
-        if isinstance(called, Unknown):
-            return unknown[0] if unknown else called
-        name = called.path.rpartition(".")[2] if isinstance(called, Named) else ""
-        if first is not None and name.endswith("_") and not name.endswith("__"):
+        library, _, name = called.path.rpartition(".") if isinstance(called, Named) else ("",) * 3
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place and not self._is_temporary(first):
             raise Refused(Cause.SIDE_EFFECT, f"changes a tensor in place, by {name}")
         if "out" in kwargs:
             raise Refused(Cause.SIDE_EFFECT, "writes into out=")
-        operation = OPERATIONS.get(name)
-        if operation is None and unknown:
-            return unknown[0]
+        operation = OPERATIONS.get(name.removesuffix("_")) if library in _LIBRARIES else None
         if operation is None:
-            return Unknown(Cause.UNREADABLE, f"calls `{_short(node.func)}`, which isn't followed")
-        if "axis" in kwargs:
-            kwargs["dim"] = kwargs.pop("axis")
-        if "ord" in kwargs:
-            kwargs["p"] = kwargs.pop("ord")
+            given = [each for each in (*args, *kwargs.values()) if isinstance(each, Unknown)]
+            found = called if isinstance(called, Unknown) else _unfollowed(node.func)
+            found = given[0] if given else found
+            if not _is_query(node):  # which may have any effect
+                raise Refused(found.cause, found.reason)
+            return found
+        kwargs = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         try:
-            return operation(*([] if first is None else [first]), *args, **kwargs)
+            result = operation(*([] if first is None else [first]), *args, **kwargs)
         except TypeError:
             return Unknown(Cause.UNREADABLE, f"gives `{_short(node.func)}` unusual arguments")
+        if in_place and isinstance(result, Product) and isinstance(first, Product):
+            return result.cast(first.dtype)
+        return result
+
+    def _is_temporary(self, value: Value | None) -> bool:
+        """Whether nothing else sees a tensor, so that it may be changed in place."""
+        named = any(each is value for each in self._names.values())
+        return isinstance(value, Product) and value.fresh and value.per_row and not named
 
     def _callee(self, func: ast.expr) -> tuple[Value, Value | None]:
         """What is called: a Function, or an operation by Named; and the tensor of a method."""
         if isinstance(func, ast.Attribute):
             match func.value:
-                case ast.Call(ast.Name("super"), _, _):
+                case ast.Call(ast.Name("super"), [], []):
                     return self._scope.inherited(func.attr, self._scope), None
             base = self.value(func.value)
             if isinstance(base, (Product, Symbol, Columns, Number)):
@@ -340,27 +363,25 @@ class Frame:
             found = self._attribute(func.value, func.attr)
         else:
             found = self.value(func)
-        if isinstance(found, Named) and found.path.partition(".")[0] not in _LIBRARIES:
-            found = Unknown(Cause.UNREADABLE, f"calls `{found.path}`, which isn't followed")
-        if not isinstance(found, (Function, Named)):
-            found = (
-                operations.unfollowed(found)
-                if isinstance(found, Unknown)
-                else Unknown(Cause.UNREADABLE, f"calls `{_short(func)}`, which isn't followed")
-            )
+        if not isinstance(found, (Function, Named, Unknown)):
+            found = _unfollowed(func)
         return found, None
 
     def _subscript(self, base: Value, index: ast.expr) -> Value:
         match base:
-            case Symbol("x.shape") if self.value(index) == Number(-1.0):
+            case Shape() if ast.unparse(index) == "-1:":
+                return Constant((Columns(),))
+            case Shape() if self.value(index) == Number(-1.0):
                 return Columns()
+            case Shape():
+                return Symbol(f"size {_short(index)} of x", None)
             case Symbol(text):
                 return Symbol(f"{text}[{_short(index)}]", None)
             case Product() if not base.per_row and ast.unparse(index) in (
                 "..., None",
                 "(..., None)",
             ):
-                return replace(base, per_row=True)
+                return operations.unsqueeze(base, Number(-1.0))
             case Product():
                 return Unknown(Cause.OTHER_FORMULA, "takes a part of a tensor")
         return operations.unfollowed(base)
@@ -385,7 +406,7 @@ class Frame:
         new = self._binary(op, old, value)
         if isinstance(old, Product):
             shared = sum(each is old for each in self._names.values()) > 1
-            if not old.fresh or shared:
+            if not old.fresh or not old.per_row or shared:
                 raise Refused(Cause.SIDE_EFFECT, f"changes {target.id} in place")
             if isinstance(new, Product):
                 new = new.cast(old.dtype)
@@ -394,14 +415,24 @@ class Frame:
     def _run_for_its_effect(self, node: ast.expr) -> None:
         if isinstance(node, ast.Constant):
             return
-        self.value(node)  # refuses changes in place by itself
+        try:
+            self.value(node)
+        except Refused as refused:
+            if refused.unknown.cause is Cause.SIDE_EFFECT:
+                raise
         raise Refused(Cause.SIDE_EFFECT, f"runs `{_short(node)}` for its effect")
 
     def _check_contexts(self, items: list[ast.withitem]) -> None:
         for item in items:
-            text = ast.unparse(item.context_expr)
-            if "autocast" not in text or "enabled=False" not in text:
-                raise Refused(Cause.SIDE_EFFECT, f"computes under `{_short(item.context_expr)}`")
+            context = item.context_expr
+            match context:
+                case ast.Call(ast.Attribute(_, "autocast"), _, keywords) if (
+                    item.optional_vars is None
+                ):
+                    given = {each.arg: ast.unparse(each.value) for each in keywords}
+                    if given.get("enabled") == "False":
+                        continue
+            raise Refused(Cause.SIDE_EFFECT, f"computes under `{_short(context)}`")
 
 
 class _Spelled(ast.NodeTransformer):
@@ -412,9 +443,63 @@ class _Spelled(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         held = self._names.get(node.id)
-        if isinstance(held, (Product, Unknown)):
-            raise Refused(Cause.UNREADABLE, f"branches on {node.id}")
-        return ast.Name(held.text) if isinstance(held, Symbol) else node
+        match held:
+            case None | Self():
+                return node
+            case Symbol(text):
+                return ast.Name(text)
+            case Constant(value) | Number(value):
+                return ast.Name(repr(value))
+            case Named(path) | Dtype(path):
+                return ast.Name(path)
+        raise Refused(Cause.UNREADABLE, f"branches on {node.id}")
+
+
+def literal(value: object) -> Value:
+    """What is written out in the source."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
+        return Number(float(value))
+    return Constant(value)
+
+
+def imported(statement: ast.Import | ast.ImportFrom) -> dict[str, Value]:
+    """The names that an import binds; what isn't from here, by its place, isn't followed."""
+    names: dict[str, Value] = {}
+    for alias in statement.names:
+        if isinstance(statement, ast.ImportFrom):
+            name = alias.asname or alias.name
+            here = f"imports {name} from another file, which isn't followed"
+            path = f"{statement.module}.{alias.name}"
+            names[name] = Unknown(Cause.UNREADABLE, here) if statement.level else Named(path)
+        elif alias.asname:
+            names[alias.asname] = Named(alias.name)
+        else:
+            first = alias.name.partition(".")[0]
+            names[first] = Named(first)
+    return names
+
+
+def _given(value: Value) -> Value:
+    """An argument: the caller may hold the same tensor."""
+    return replace(value, fresh=False) if isinstance(value, Product) else value
+
+
+def _unfollowed(func: ast.expr) -> Unknown:
+    return Unknown(Cause.UNREADABLE, f"calls `{_short(func)}`, which isn't followed")
+
+
+def _check_effects(node: ast.expr) -> None:
+    """Refuses an expression that is not followed and may do more than return a value."""
+    for each in ast.walk(node):
+        effect = isinstance(each, (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await))
+        if effect or (isinstance(each, ast.Call) and not _is_query(each)):
+            raise Refused(Cause.UNREADABLE, f"computes `{_short(node)}`, which isn't followed")
+
+
+def _is_query(node: ast.Call) -> bool:
+    """Whether a call only asks, such as isinstance(…), x.is_cuda() or torch.is_grad_enabled()."""
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    return name in _QUERIES or name.startswith("is_")
 
 
 def _only_raises(body: list[ast.stmt]) -> bool:
@@ -430,8 +515,6 @@ def _tuple(elements: list[Value]) -> Value:
 
 def _compared(op: ast.cmpop, left: Value, right: Value) -> bool | None:
     """How two values compare, where that is known."""
-    if isinstance(left, Constant) and left == NONE and isinstance(right, Dtype):
-        return None
     if isinstance(op, (ast.In, ast.NotIn)):
         if isinstance(left, Dtype) and isinstance(right, Constant):
             found = left in right.value if isinstance(right.value, tuple) else False

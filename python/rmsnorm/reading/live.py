@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import inspect
 import textwrap
@@ -67,8 +68,7 @@ class _LiveScope:
 
     def name(self, name: str) -> Value:
         assert self.function is not None
-        closed = inspect.getclosurevars(self.function).nonlocals
-        for names in (closed, self.function.__globals__, vars(builtins)):
+        for names in (_closed(self.function), self.function.__globals__, vars(builtins)):
             if name in names:
                 return self._object(names[name], name)
         return Unknown(Cause.UNREADABLE, f"reads {name}, which isn't defined")
@@ -107,6 +107,8 @@ class _LiveScope:
                     found = found.__func__
                 if isinstance(found, types.FunctionType):
                     return self._function(found, bound=bound, owner=owner)
+                if isinstance(found, property):
+                    return Unknown(Cause.UNREADABLE, f"reads self.{name}, a property")
                 return self._object(found, f"self.{name}")
         return Unknown(Cause.UNREADABLE, f"reads self.{name}, which it doesn't have")
 
@@ -116,35 +118,53 @@ class _LiveScope:
         if isinstance(found, bool | str | tuple | None):
             return Constant(found)
         if isinstance(found, (int, float)):
-            return Number(float(found))
+            return Number(float(found), name)
         if isinstance(found, types.ModuleType):
             return Named(found.__name__)
         owner = getattr(found, "__module__", None) or ""
         if isinstance(found, type):
             return Named(f"{owner}.{found.__qualname__}")
-        if owner.partition(".")[0] == "torch" or getattr(torch, name, None) is found:
-            return Named(f"torch.{getattr(found, '__name__', name)}")
-        if isinstance(found, types.FunctionType):
+        for library in (torch, torch.nn.functional, torch.linalg):
+            known = getattr(found, "__name__", name)
+            if callable(found) and getattr(library, known, None) is found:
+                return Named(f"{library.__name__}.{known}")
+        if isinstance(found, types.FunctionType) and owner.partition(".")[0] != "torch":
             return self._function(found, bound=False, owner=None)
-        if isinstance(found, types.BuiltinFunctionType):
+        if isinstance(found, (types.FunctionType, types.BuiltinFunctionType)):
             return Named(f"{owner}.{found.__name__}")
         return _unread(name)
 
     def _function(self, found: types.FunctionType, *, bound: bool, owner: type | None) -> Value:
-        own: types.FunctionType = inspect.unwrap(found)  # type: ignore[assignment]
+        own: Any = inspect.unwrap(found)
         try:
             node = _parsed(own)
-        except (OSError, TypeError, SyntaxError):
+        except (OSError, TypeError, ValueError, SyntaxError):
             return Unknown(
                 Cause.UNREADABLE, f"isn't at hand: that of {found.__qualname__} can't be found"
             )
+        if own is not found and not node.decorator_list:
+            return Unknown(Cause.UNREADABLE, f"calls {found.__qualname__}, which is wrapped")
         return Function(node, replace(self, function=own, owner=owner), bound)
 
 
-@functools.cache
+def _closed(function: types.FunctionType) -> dict[str, Any]:
+    """What the names of enclosing functions hold."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    held = {}
+    for name, cell in cells:
+        with contextlib.suppress(ValueError):  # an empty one
+            held[name] = cell.cell_contents
+    return held
+
+
 def _parsed(function: types.FunctionType) -> ast.FunctionDef:
     """The definition of a function."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    return _definition(textwrap.dedent(inspect.getsource(function)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _definition(text: str) -> ast.FunctionDef:
+    (node,) = ast.parse(text).body
     if not isinstance(node, ast.FunctionDef):
         raise OSError
     return node

@@ -15,6 +15,7 @@ from rmsnorm.reading.values import (
     Powers,
     Product,
     Root,
+    Shape,
     Symbol,
     Unknown,
     Value,
@@ -137,6 +138,8 @@ def mean(input: Value, dim: Value = NONE, keepdim: Value = NONE, *, dtype: Value
     if not isinstance(input, Product):
         return unfollowed(input)
     axes = _trailing_axes(dim)
+    if isinstance(dim, Symbol):
+        return Unknown(Cause.UNREADABLE, f"takes a mean over axis {dim.text}, which isn't known")
     if axes is None:
         return other_formula("takes a mean or sum over other axes than the last ones")
     if input.powers != Powers(x=2) or input.constant != 1 or input.columns:
@@ -204,7 +207,10 @@ def rms_norm(
     """torch.nn.functional.rms_norm: float32 inside, one rounding at the end."""
     if not isinstance(input, Product) or input.powers != Powers(x=1):
         return unfollowed(input)
-    if isinstance(eps, (Number, Symbol)):
+    axes = _axes_of(normalized_shape)
+    if weight == NONE and axes is None:
+        return Unknown(Cause.UNREADABLE, "normalizes over a shape that isn't known")
+    if isinstance(eps, Number) or (isinstance(eps, Symbol) and eps.is_number):
         value = eps.value if isinstance(eps, Number) else None
         epsilon = Epsilon(eps.text, value)
     elif eps == NONE:
@@ -212,7 +218,7 @@ def rms_norm(
     else:
         return unfollowed(eps)
     weight = as_scale(weight)
-    wide = replace(input, dtype="float32", powers=Powers(1, -0.5), root=Root(None, epsilon))
+    wide = replace(input, dtype="float32", powers=Powers(1, -0.5), root=Root(axes, epsilon))
     if isinstance(weight, Product) and weight.powers == Powers(scale=1):
         scaled = multiplied(wide.computed("float32"), weight)
     elif weight == NONE:
@@ -256,10 +262,12 @@ def random(*_: Value, **__: Value) -> Value:
     return Unknown(Cause.SIDE_EFFECT, "draws random numbers")
 
 
-def columns_of(input: Value, dim: Value = NONE) -> Value:
-    if isinstance(input, Product) and input.powers == Powers(x=1) and dim == Number(-1.0):
-        return Columns()
-    return Constant(("shape",))
+def size(input: Value, dim: Value = NONE) -> Value:
+    if not isinstance(input, Product) or not input.powers.x:
+        return Symbol("the size of another tensor", None)
+    if dim == NONE:
+        return Shape()
+    return Columns() if dim == Number(-1.0) else Symbol("another size of x", None)
 
 
 def _cast_to(name: str) -> Operation:
@@ -307,13 +315,13 @@ OPERATIONS: dict[str, Operation] = {
     "unsqueeze": unsqueeze,
     **dict.fromkeys(("contiguous", "cuda", "cpu"), unchanged),
     "clone": copied,
-    **dict.fromkeys(("detach", "data", "item", "tolist", "numpy"), detached),
+    **dict.fromkeys(("detach", "item", "tolist", "numpy"), detached),
     **dict.fromkeys(
         ("view", "reshape", "unflatten", "flatten", "permute", "transpose", "squeeze", "expand"),
         reshaped,
     ),
     **dict.fromkeys(("dropout", "rand", "randn", "rand_like", "randn_like", "bernoulli"), random),
-    "size": columns_of,
+    "size": size,
     **dict.fromkeys(("var", "std", "var_mean"), _refuses("takes a variance: subtracts the mean")),
     **dict.fromkeys(("layer_norm", "group_norm", "batch_norm"), _refuses("subtracts the mean")),
     "normalize": _refuses("calls F.normalize: the L2 norm, with a floor where epsilon would be"),
@@ -332,6 +340,14 @@ def _described(value: Product) -> str:
     if value.powers.scale:
         return "scaled x"
     return "x" if value.powers == Powers(x=1) else str(value.powers)
+
+
+def _axes_of(shape: Value) -> int | None:
+    """How many axes F.rms_norm goes over; None: as many as its weight has, or unknown."""
+    if not isinstance(shape, Constant) or not isinstance(shape.value, (tuple, list)):
+        return None
+    known = all(isinstance(size, (int, float, Columns)) for size in shape.value)
+    return len(shape.value) if known else None
 
 
 def _trailing_axes(dim: Value) -> int | None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from rmsnorm.reading.describe import by_path
 from rmsnorm.reading.expressions import may_be_norm, norms_in
 from rmsnorm.reading.finding import Cause, Finding, Kind
-from rmsnorm.reading.interpreter import Function
+from rmsnorm.reading.interpreter import Function, literal
 from rmsnorm.reading.merge import Found, described, finding
-from rmsnorm.reading.scope import ClassScope, File, SourceScope
-from rmsnorm.reading.values import Symbol, Unknown, Value, tensor_x
+from rmsnorm.reading.operations import unfollowed
+from rmsnorm.reading.scope import ClassScope, File, SourceScope, in_scope
+from rmsnorm.reading.values import Number, Symbol, Unknown, Value, tensor_x
 
 # What a function calls its scale; any other factor may be of any shape.
-_SCALES = ("weight", "gamma", "scale", "w", "g")
+_SCALES = ("weight", "gamma", "w", "g")
 _HINTS = ("rsqrt", "sqrt", "pow", "square", "mean")
 
 
@@ -25,7 +26,8 @@ def find(text: str) -> list[Finding]:
     expressions are. Nothing is imported or run. What calls a fused RMSNorm already isn't listed.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: as ast.parse does.
+        SyntaxError, ValueError, RecursionError, MemoryError: as ast.parse does; the latter two
+            also where expressions are nested too deep.
     """
     tree = ast.parse(text)
     file = File(tree)
@@ -49,38 +51,64 @@ def find(text: str) -> list[Finding]:
 
 
 def _class(file: File, node: ast.ClassDef, forward: ast.FunctionDef) -> Finding | None:
-    arguments = [arg.arg for arg in (*forward.args.posonlyargs, *forward.args.args)][1:]
+    arguments = _arguments(forward)[1:]
     if not arguments or not _may_be_one(node):
         return None
 
     def run(x_dtype: str, gamma_dtype: str) -> Found:
-        scope = ClassScope(file, gamma_dtype, node)
-        others: dict[str, Value] = {name: Symbol(name, None) for name in arguments[1:]}
-        function = Function(forward, scope, bound=True)
+        scope = ClassScope(file, gamma_dtype, forward, node, node)
+        others: dict[str, Value] = {
+            name: Symbol(name, None, is_number=name in numbers) for name in arguments[1:]
+        }
+        function = scope.attribute("forward")
+        if not isinstance(function, Function):
+            return {(): function if isinstance(function, Unknown) else unfollowed(function)}
         return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
 
-    description = described(run, arguments[0])
+    numbers = _numbers(forward)
+    description = in_scope(described(run, arguments[0]), file, arguments)
     if isinstance(description, Unknown) and not _looks_like_one(node, forward, description):
         return None
     return finding(Kind.CLASS, node.name, forward, description)
 
 
 def _function(file: File, node: ast.FunctionDef) -> Finding | None:
-    arguments = [
-        arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-    ]
+    arguments = _arguments(node)
     if not arguments or node.args.vararg or node.args.kwarg or not may_be_norm(node):
         return None
 
     def run(x_dtype: str, gamma_dtype: str) -> Found:
         others: dict[str, Value] = {
-            name: Symbol(name, gamma_dtype if name in _SCALES else None) for name in arguments[1:]
+            name: Symbol(name, gamma_dtype if name in _SCALES else None, name in numbers)
+            for name in arguments[1:]
         }
-        function = Function(node, SourceScope(file, gamma_dtype))
+        function = Function(node, SourceScope(file, gamma_dtype, node))
         return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
 
-    description = described(run, arguments[0])
+    numbers = _numbers(node)
+    description = in_scope(described(run, arguments[0]), file, arguments)
     return finding(Kind.FUNCTION, node.name, node, description)
+
+
+def _arguments(node: ast.FunctionDef) -> list[str]:
+    spec = node.args
+    return [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+
+
+def _numbers(node: ast.FunctionDef) -> set[str]:
+    """The arguments that are numbers, by their defaults or by a name such as eps."""
+    spec = node.args
+    positional = [*spec.posonlyargs, *spec.args]
+    given = [
+        *zip(positional[::-1], spec.defaults[::-1], strict=False),
+        *zip(spec.kwonlyargs, spec.kw_defaults, strict=True),
+    ]
+    defaults = {
+        arg.arg
+        for arg, value in given
+        if isinstance(value, ast.Constant) and isinstance(literal(value.value), Number)
+    }
+    return defaults | {name for name in _arguments(node) if "eps" in name.lower()}
 
 
 def _looks_like_one(node: ast.ClassDef, forward: ast.FunctionDef, unknown: Unknown) -> bool:

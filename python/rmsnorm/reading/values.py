@@ -59,16 +59,23 @@ class Columns(Value):
 
 
 @dataclass(frozen=True)
+class Shape(Value):
+    """The shape of x, or of what was computed from it element by element."""
+
+
+@dataclass(frozen=True)
 class Symbol(Value):
     """A name whose value isn't known: a scale where it meets x, epsilon where it meets the mean.
 
     Attributes:
         text: as in the source.
         scale_dtype: the dtype that it has as a scale; None: it is no scale.
+        is_number: whether it may be epsilon: an attribute, or an argument that is a number.
     """
 
     text: str
     scale_dtype: str | None
+    is_number: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,10 +135,15 @@ class Powers:
 
 @dataclass(frozen=True)
 class Rounding:
-    """That something was rounded to 16 bits."""
+    """That something was rounded to 16 bits.
+
+    Attributes:
+        is_exact: no factor was on it: a constant, or a power of n.
+    """
 
     powers: Powers
     dtype: str
+    is_exact: bool
 
 
 @dataclass(frozen=True)
@@ -175,11 +187,14 @@ class Product(Value):
     def _rounded(self, dtype: str) -> Product:
         if dtype not in SIXTEEN_BITS:
             return self
-        return replace(self, roundings=(*self.roundings, Rounding(self.powers, dtype)))
+        step = Rounding(self.powers, dtype, self.constant == 1 and not self.columns)
+        return replace(self, roundings=(*self.roundings, step))
 
     def raised(self, power: float) -> Value:
-        if self.constant < 0:
-            return other_formula("takes a root of a negative number")
+        if power <= 0 and (self.powers.x or self.powers.scale):
+            return other_formula("divides by x or by the scale")
+        if power != int(power) and (self.powers.x or self.powers.scale or self.constant < 0):
+            return other_formula("takes a root of x or of the scale")
         try:
             constant = self.constant**power
         except ArithmeticError:  # 0 to a negative power, or too large
@@ -208,7 +223,7 @@ def other_formula(reason: str) -> Unknown:
 
 
 def is_literal(value: Value) -> TypeGuard[Number]:
-    """A number whose value stands in the source; one with a name may change."""
+    """A number whose value stands in the source; one with a name may change, and is epsilon."""
     return isinstance(value, Number) and value.text is None
 
 
@@ -252,14 +267,14 @@ def added(a: Product, other: Value) -> Value:
     """a + other, where that is epsilon added to the mean square or an offset to the scale."""
     if isinstance(other, Unknown):
         return other
-    if a.powers == Powers(scale=1) and a.constant == 1 and is_literal(other):
+    if a.powers == Powers(scale=1) and a.constant == 1 and not a.columns and is_literal(other):
         return replace(a, offset=a.offset + other.value).computed(a.dtype)
     if is_literal(other) and other.value == 0:
         return a.computed(a.dtype)
     if a.powers.x:
         return other_formula(f"adds {text_of(other)}")
-    if not isinstance(other, (Number, Symbol)):
-        return other_formula("adds what is no epsilon to the mean square")
+    if not isinstance(other, Number) and not (isinstance(other, Symbol) and other.is_number):
+        return other_formula(f"adds {text_of(other)}, which may be no number")
     if a.powers.square and not a.is_mean_square():
         where = "outside of the root" if a.powers.square != 1 else "to a multiple of the mean"
         return other_formula(f"adds {text_of(other)} {where}")
