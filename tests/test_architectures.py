@@ -66,7 +66,6 @@ class TestPlain:
             divisor.OverRowsNorm,
             scale.ScaleBeforeNorm,
             scale.ConstantBiasNorm,
-            scale.ClampedOutputNorm,
         ],
     )
     def test_a_norm_of_another_kind_is_not(self, look_alike):

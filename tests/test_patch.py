@@ -130,6 +130,36 @@ class TestReplaced:
         unpatch(model)
         assert_close(fused, model[0](x), torch.float32)
 
+    @pytest.mark.parametrize("change", ["forward", "epsilon", "rank of the weight"])
+    def test_a_norm_that_is_not_what_it_was_runs_its_own_forward(self, change, monkeypatch):
+        class Norm(OperatorPageRMSNorm):
+            def forward(self, x):
+                return self._norm(x.float()).type_as(x) * self.weight
+
+        norm, x = Norm(N), rows(torch.float32, 5, 4)
+        assert len(patch(norm).replaced) == 1
+        if change == "forward":
+            monkeypatch.setattr(Norm, "forward", lambda self, x: x + 1)
+        elif change == "epsilon":
+            norm.eps = torch.tensor(0.5)
+        else:
+            norm.weight = nn.Parameter(torch.ones(4, N))
+        fused = norm(x)
+        unpatch(norm)
+        assert same_bits(fused, norm(x))
+
+    def test_a_class_that_nothing_can_be_derived_from_is_left_and_the_rest_replaced(self):
+        class Registered:
+            def __init_subclass__(cls, *, key):
+                pass
+
+        class RegisteredNorm(OperatorPageRMSNorm, Registered, key=1):
+            pass
+
+        report = patch(nn.Sequential(RegisteredNorm(N), LlamaRMSNorm(N)))
+        assert [norm.name for norm in report.replaced] == ["1"]
+        assert "no class can be derived from it: TypeError" in report.left[0].reason
+
     def test_modules_of_one_class_are_judged_apart_where_their_attributes_differ(self):
         class MaybeCentredNorm(OperatorPageRMSNorm):
             def __init__(self, centred):

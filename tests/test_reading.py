@@ -1,8 +1,10 @@
 """Reading a source says what a norm computes, and running it on probe rows agrees."""
 
 import inspect
+from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 
 import lookalikes
@@ -17,6 +19,7 @@ from rmsnorm.reading.live import read
 from rmsnorm.reading.source import find
 from rmsnorm.reading.values import Unknown
 
+READINGS = tomllib.loads((Path(__file__).parent / "readings.toml").read_text())
 HEAD = "import math\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn, rsqrt\n"
 every_pair = pytest.mark.parametrize("x_dtype", DTYPES, ids=lambda dtype: "x_" + str(dtype)[6:])
 
@@ -99,6 +102,48 @@ class TestModules:
                     for rounding in ("once", "before_gamma")
                 ]
             )
+
+
+class TestReadings:
+    """Sources of a file of their own: what Python and PyTorch make of names, tensors and shapes."""
+
+    @pytest.mark.parametrize("case", READINGS["left"], ids=lambda case: case["name"])
+    def test_what_is_almost_a_norm_is_left(self, case):
+        assert [found.name for found in find(HEAD + case["source"]) if found.description] == []
+
+    @pytest.mark.parametrize("case", READINGS["read"], ids=lambda case: case["name"])
+    def test_a_norm_is_read_as_people_write_it(self, case):
+        assert [found.name for found in find(HEAD + case["source"]) if found.description] != []
+
+
+class TestOddSources:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"z = x * {10**400}",
+            "z = (x * 0) ** -1 + (x * 1e200) ** 2",
+            f"z = x ** ({'1 + ' * 800}1)",
+            "z = x < x < x and [*x] or {**x}",
+            "match x:\n        case [a, *b]: z = a",
+            "async def z(): await x",
+        ],
+    )
+    def test_a_norm_beside_something_odd_is_found(self, text):
+        (found, *_) = find(
+            f"{HEAD}def odd(x):\n    {text}\n    return z.mean() * torch.rsqrt(z)\n"
+            "def norm(x, weight, eps):\n"
+            "    return F.rms_norm(x, x.shape[-1:], weight, eps)\n"
+        )
+        assert found.name == "norm" and found.description is not None
+
+    def test_many_norms_in_a_row_are_all_found(self):
+        lines = "".join(
+            f"    x{i + 1} = g((x{i}.float() * torch.rsqrt(x{i}.float().pow(2).mean(-1, True)"
+            f" + 1e-6)).to(x{i}.dtype))\n"
+            for i in range(150)
+        )
+        found = find(f"{HEAD}def f(x0, g):\n{lines}    return x150\n")
+        assert len([each for each in found if each.description]) == 150
 
 
 class TestFiles:

@@ -16,7 +16,7 @@ from rmsnorm.reading.merge import Found, described, finding
 from rmsnorm.reading.scope import ClassScope, File, SourceScope, in_scope, local_names
 from rmsnorm.reading.values import Refused, Symbol, Unknown, Value, tensor_x
 
-_RUNS = 1000  # of expressions of one function
+_WORK = 200_000  # nodes of one function that are run, again and again where they are nested
 _SCOPES = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda),
     *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp),
@@ -48,7 +48,6 @@ def _norms_of(
     expression: ast.expr, x: str, file: File, owner: ast.ClassDef | None, names: _Names
 ) -> list[tuple[ast.expr, Description | Unknown]]:
     def run(node: ast.expr, x_dtype: str, gamma_dtype: str) -> Found:
-        names.runs += 1
         outer = SourceScope(file, gamma_dtype, names.function)
         if owner is not None:
             outer = ClassScope(file, gamma_dtype, names.function, owner, owner)
@@ -57,11 +56,12 @@ def _norms_of(
 
     found: list[tuple[ast.expr, Description | Unknown]] = []
     waiting = [expression]
-    while waiting and names.runs < _RUNS:
+    while waiting and names.work < _WORK:
         node = waiting.pop(0)
         if isinstance(node, _SCOPES) or not names.reach_a_root(node):
             continue
         if isinstance(node, (ast.BinOp, ast.Call)):
+            names.work += sum(1 for _ in ast.walk(node))
             first = run(node, "float32", "float32")
             if list(first) == [()] and isinstance(first[()], Meaning):
                 what = described(functools.partial(run, node), x)
@@ -94,7 +94,7 @@ class _Names:
     once: dict[str, ast.expr] = field(init=False)
     local: frozenset[str] = field(init=False)
     squared: list[str] = field(init=False)
-    runs: int = 0
+    work: int = 0
 
     def __post_init__(self) -> None:
         spec = self.function.args
