@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from rmsnorm.reading.describe import Meaning, by_path
+from rmsnorm.reading.file import File, local_names
 from rmsnorm.reading.finding import Description, Finding, Kind
-from rmsnorm.reading.interpreter import Frame, Interpreter, Scope, Self, Undecided
+from rmsnorm.reading.interpreter import Frame, Interpreter, Scope, Undecided
 from rmsnorm.reading.merge import Found, described, finding
-from rmsnorm.reading.scope import ClassScope, File, SourceScope, in_scope, local_names
-from rmsnorm.reading.values import Refused, Symbol, Unknown, Value, tensor_x
+from rmsnorm.reading.scope import ClassScope, SourceScope, in_scope
+from rmsnorm.reading.values import Refused, Self, Symbol, Unknown, Value, tensor_x
 
 _WORK = 200_000  # nodes of one function that are run, again and again where they are nested
 _SCOPES = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,6 +11,15 @@ from typing import Protocol
 from rmsnorm.reading import operations
 from rmsnorm.reading.finding import Cause
 from rmsnorm.reading.operations import NONE, OPERATIONS
+from rmsnorm.reading.syntax import (
+    Spelled,
+    check_effects,
+    compared,
+    imported,
+    is_query,
+    literal,
+    short,
+)
 from rmsnorm.reading.values import (
     FLOATS,
     Columns,
@@ -21,6 +29,7 @@ from rmsnorm.reading.values import (
     Number,
     Product,
     Refused,
+    Self,
     Shape,
     Symbol,
     Unknown,
@@ -30,8 +39,6 @@ from rmsnorm.reading.values import (
 _DEPTH = 8  # of calls inside calls
 # Where the functions of OPERATIONS are; "tensor" stands for methods.
 _LIBRARIES = ("torch", "torch.nn.functional", "torch.linalg", "torch.special", "math", "tensor")
-# Calls without an effect, whatever they return.
-_QUERIES = ("isinstance", "len", "hasattr", "type", "dim", "numel", "size", "get", "lower")
 # Decorators that leave values, gradients and arguments alone.
 _PLAIN_DECORATORS = ("staticmethod", "classmethod", "torch.compile", "torch.jit.script")
 _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
@@ -43,12 +50,6 @@ _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
 }
 
 _KEYWORDS = {"axis": "dim", "ord": "p", "keepdims": "keepdim"}
-_ORDER: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
 
 
 class Undecided(Exception):
@@ -66,11 +67,6 @@ class Function(Value):
     node: ast.FunctionDef
     scope: Scope
     bound: bool = False  # a method, whose first argument is given
-
-
-@dataclass(frozen=True)
-class Self(Value):
-    """The module itself."""
 
 
 class Scope(Protocol):
@@ -181,7 +177,7 @@ class Frame:
                     self._run_for_its_effect(value)
                 case ast.If(test, body, orelse):
                     if _only_raises(body) and not orelse:
-                        _check_effects(test)
+                        check_effects(test)
                         continue
                     returned = self.run(body if self.truth(test) else orelse)
                     if returned is not None:
@@ -192,7 +188,7 @@ class Frame:
                     if returned is not None:
                         return returned
                 case ast.Assert(test):
-                    _check_effects(test)
+                    check_effects(test)
                 case ast.Import() | ast.ImportFrom():
                     self._names.update(imported(statement))
                 case ast.Pass():
@@ -223,7 +219,7 @@ class Frame:
                 return self._subscript(self.value(base), index)
             case ast.IfExp(test, body, orelse):
                 return self.value(body if self.truth(test) else orelse)
-            case ast.Tuple(elements) | ast.List(elements):
+            case ast.Tuple(elements) | ast.List(elements) | ast.Set(elements):
                 return _tuple([self.value(element) for element in elements])
             case ast.Compare() | ast.UnaryOp(ast.Not()):
                 return Constant(self.truth(node))
@@ -236,8 +232,8 @@ class Frame:
                 found = self.value(value)
                 self._assign(target, found)
                 return found
-        _check_effects(node)
-        return Unknown(Cause.UNREADABLE, f"computes `{_short(node)}`, which isn't followed")
+        check_effects(node)
+        return Unknown(Cause.UNREADABLE, f"computes `{short(node)}`, which isn't followed")
 
     def truth(self, node: ast.expr) -> bool:
         """How a condition turns out."""
@@ -249,9 +245,9 @@ class Frame:
                     return all(self.truth(value) for value in values)
                 return any(self.truth(value) for value in values)
             case ast.Compare(left, [op], [right]):
-                compared = _compared(op, self.value(left), self.value(right))
-                if compared is not None:
-                    return compared
+                known = compared(op, self.value(left), self.value(right))
+                if known is not None:
+                    return known
                 if isinstance(op, (ast.IsNot, ast.NotEq, ast.NotIn)):
                     positive = {ast.IsNot: ast.Is, ast.NotEq: ast.Eq, ast.NotIn: ast.In}[type(op)]
                     return not self._decided(ast.Compare(left, [positive()], [right]))
@@ -268,7 +264,7 @@ class Frame:
 
     def _decided(self, node: ast.expr) -> bool:
         """How a condition turns out that only a run knows, told apart by its text."""
-        text = ast.unparse(_Spelled(self._names).visit(copy.deepcopy(node)))
+        text = ast.unparse(Spelled(self._names).visit(copy.deepcopy(node)))
         if text not in self._run.decisions:
             raise Undecided(text)
         return self._run.decisions[text]
@@ -313,7 +309,7 @@ class Frame:
             method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             if shape and OPERATIONS.get(method) is operations.reshaped:
                 return operations.reshaped()
-            return Unknown(Cause.UNREADABLE, f"calls `{_short(node)}` with unpacked arguments")
+            return Unknown(Cause.UNREADABLE, f"calls `{short(node)}` with unpacked arguments")
         args = [self.value(arg) for arg in node.args]
         kwargs = {
             keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg
@@ -332,14 +328,14 @@ class Frame:
             given = [each for each in (*args, *kwargs.values()) if isinstance(each, Unknown)]
             found = called if isinstance(called, Unknown) else _unfollowed(node.func)
             found = given[0] if given else found
-            if not _is_query(node):  # which may have any effect
+            if not is_query(node):  # which may have any effect
                 raise Refused(found.cause, found.reason)
             return found
         kwargs = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         try:
             result = operation(*([] if first is None else [first]), *args, **kwargs)
         except TypeError:
-            return Unknown(Cause.UNREADABLE, f"gives `{_short(node.func)}` unusual arguments")
+            return Unknown(Cause.UNREADABLE, f"gives `{short(node.func)}` unusual arguments")
         if in_place and isinstance(result, Product) and isinstance(first, Product):
             return result.cast(first.dtype)
         return result
@@ -374,9 +370,9 @@ class Frame:
             case Shape() if self.value(index) == Number(-1.0):
                 return Columns()
             case Shape():
-                return Symbol(f"size {_short(index)} of x", None)
+                return Symbol(f"size {short(index)} of x", None)
             case Symbol(text):
-                return Symbol(f"{text}[{_short(index)}]", None)
+                return Symbol(f"{text}[{short(index)}]", None)
             case Product() if not base.per_row and ast.unparse(index) in (
                 "..., None",
                 "(..., None)",
@@ -397,11 +393,11 @@ class Frame:
             case ast.Attribute():
                 raise Refused(Cause.SIDE_EFFECT, f"assigns to {ast.unparse(target)}")
             case _:
-                raise Refused(Cause.SIDE_EFFECT, f"changes {_short(target)} in place")
+                raise Refused(Cause.SIDE_EFFECT, f"changes {short(target)} in place")
 
     def _assign_in_place(self, target: ast.expr, op: ast.operator, value: Value) -> None:
         if not isinstance(target, ast.Name):
-            raise Refused(Cause.SIDE_EFFECT, f"changes {_short(target)} in place")
+            raise Refused(Cause.SIDE_EFFECT, f"changes {short(target)} in place")
         old = self.value(target)
         new = self._binary(op, old, value)
         if isinstance(old, Product):
@@ -420,7 +416,7 @@ class Frame:
         except Refused as refused:
             if refused.unknown.cause is Cause.SIDE_EFFECT:
                 raise
-        raise Refused(Cause.SIDE_EFFECT, f"runs `{_short(node)}` for its effect")
+        raise Refused(Cause.SIDE_EFFECT, f"runs `{short(node)}` for its effect")
 
     def _check_contexts(self, items: list[ast.withitem]) -> None:
         for item in items:
@@ -432,51 +428,7 @@ class Frame:
                     given = {each.arg: ast.unparse(each.value) for each in keywords}
                     if given.get("enabled") == "False":
                         continue
-            raise Refused(Cause.SIDE_EFFECT, f"computes under `{_short(context)}`")
-
-
-class _Spelled(ast.NodeTransformer):
-    """Writes what local names stand for in their place, so that equal texts mean the same."""
-
-    def __init__(self, names: Mapping[str, Value]) -> None:
-        self._names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        held = self._names.get(node.id)
-        match held:
-            case None | Self():
-                return node
-            case Symbol(text):
-                return ast.Name(text)
-            case Constant(value) | Number(value):
-                return ast.Name(repr(value))
-            case Named(path) | Dtype(path):
-                return ast.Name(path)
-        raise Refused(Cause.UNREADABLE, f"branches on {node.id}")
-
-
-def literal(value: object) -> Value:
-    """What is written out in the source."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
-        return Number(float(value))
-    return Constant(value)
-
-
-def imported(statement: ast.Import | ast.ImportFrom) -> dict[str, Value]:
-    """The names that an import binds; what isn't from here, by its place, isn't followed."""
-    names: dict[str, Value] = {}
-    for alias in statement.names:
-        if isinstance(statement, ast.ImportFrom):
-            name = alias.asname or alias.name
-            here = f"imports {name} from another file, which isn't followed"
-            path = f"{statement.module}.{alias.name}"
-            names[name] = Unknown(Cause.UNREADABLE, here) if statement.level else Named(path)
-        elif alias.asname:
-            names[alias.asname] = Named(alias.name)
-        else:
-            first = alias.name.partition(".")[0]
-            names[first] = Named(first)
-    return names
+            raise Refused(Cause.SIDE_EFFECT, f"computes under `{short(context)}`")
 
 
 def _given(value: Value) -> Value:
@@ -485,21 +437,7 @@ def _given(value: Value) -> Value:
 
 
 def _unfollowed(func: ast.expr) -> Unknown:
-    return Unknown(Cause.UNREADABLE, f"calls `{_short(func)}`, which isn't followed")
-
-
-def _check_effects(node: ast.expr) -> None:
-    """Refuses an expression that is not followed and may do more than return a value."""
-    for each in ast.walk(node):
-        effect = isinstance(each, (ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await))
-        if effect or (isinstance(each, ast.Call) and not _is_query(each)):
-            raise Refused(Cause.UNREADABLE, f"computes `{_short(node)}`, which isn't followed")
-
-
-def _is_query(node: ast.Call) -> bool:
-    """Whether a call only asks, such as isinstance(…), x.is_cuda() or torch.is_grad_enabled()."""
-    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-    return name in _QUERIES or name.startswith("is_")
+    return Unknown(Cause.UNREADABLE, f"calls `{short(func)}`, which isn't followed")
 
 
 def _only_raises(body: list[ast.stmt]) -> bool:
@@ -511,34 +449,3 @@ def _tuple(elements: list[Value]) -> Value:
     if all(isinstance(element, Number) for element in elements):
         return Constant(tuple(element.value for element in elements))  # type: ignore[attr-defined]
     return Constant(tuple(elements))
-
-
-def _compared(op: ast.cmpop, left: Value, right: Value) -> bool | None:
-    """How two values compare, where that is known."""
-    if isinstance(op, (ast.In, ast.NotIn)):
-        if isinstance(left, Dtype) and isinstance(right, Constant):
-            found = left in right.value if isinstance(right.value, tuple) else False
-            return found is isinstance(op, ast.In)
-        return None
-    if isinstance(left, Number) and isinstance(right, Number) and type(op) in _ORDER:
-        return _ORDER[type(op)](left.value, right.value)
-    if not isinstance(op, (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)):
-        return None
-    same = isinstance(op, (ast.Eq, ast.Is))
-    if isinstance(left, Dtype) and isinstance(right, Dtype):
-        return (left == right) is same
-    if isinstance(left, Number) and isinstance(right, Number):
-        return (left.value == right.value) is same
-    if isinstance(left, (Constant, Number)) and isinstance(right, (Constant, Number)):
-        return (left == right) is same
-    tensors = (Product, Function)
-    if (isinstance(left, tensors) and right == NONE) or (
-        isinstance(right, tensors) and left == NONE
-    ):
-        return not same
-    return None
-
-
-def _short(node: ast.expr) -> str:
-    text = ast.unparse(node)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from rmsnorm.reading.describe import by_path
 from rmsnorm.reading.expressions import may_be_norm, norms_in
+from rmsnorm.reading.file import File
 from rmsnorm.reading.finding import Cause, Finding, Kind
-from rmsnorm.reading.interpreter import Function, literal
+from rmsnorm.reading.interpreter import Function
 from rmsnorm.reading.merge import Found, described, finding
 from rmsnorm.reading.operations import unfollowed
-from rmsnorm.reading.scope import ClassScope, File, SourceScope, in_scope
+from rmsnorm.reading.scope import ClassScope, SourceScope, in_scope
+from rmsnorm.reading.syntax import literal
 from rmsnorm.reading.values import Number, Symbol, Unknown, Value, tensor_x
 
 # What a function calls its scale; any other factor may be of any shape.

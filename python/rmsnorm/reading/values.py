@@ -59,6 +59,11 @@ class Columns(Value):
 
 
 @dataclass(frozen=True)
+class Self(Value):
+    """The module itself."""
+
+
+@dataclass(frozen=True)
 class Shape(Value):
     """The shape of x, or of what was computed from it element by element."""
 
