@@ -148,6 +148,13 @@ class TestReplaced:
         unpatch(norm)
         assert same_bits(fused, norm(x))
 
+    def test_a_buffer_that_the_forward_does_not_use_is_no_obstacle(self):
+        norm = nn.RMSNorm(N, 1e-6, elementwise_affine=False)
+        norm.register_buffer("inverse", torch.ones(N))
+        report = patch(norm)
+        assert [each.name for each in report.replaced] == [""]
+        assert report.replaced[0].matches[0].form.gamma is None
+
     def test_a_class_that_nothing_can_be_derived_from_is_left_and_the_rest_replaced(self):
         class Registered:
             def __init_subclass__(cls, *, key):

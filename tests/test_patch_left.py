@@ -65,7 +65,7 @@ class TestLeft:
             (nn.LayerNorm(N, elementwise_affine=False), "subtracts the mean"),
             (nn.LayerNorm(N, bias=False).bfloat16(), "subtracts the mean"),
             (nn.GroupNorm(3, N), "holds weight, bias"),
-            (nn.BatchNorm1d(N), "holds weight, bias, running_mean"),
+            (nn.BatchNorm1d(N), "holds weight, bias;"),
             (nn.LazyBatchNorm1d(), "holds weight, bias"),
             (nn.InstanceNorm1d(N), "runs `self._check_input_dim(input)` for its effect"),
             (nn.LocalResponseNorm(2), "calls `F.local_response_norm`, which isn't followed"),

@@ -155,8 +155,6 @@ def _verdict(
     module: torch.nn.Module, model_dtype: torch.dtype, compare: bool, rounding: str | None
 ) -> tuple[Match, ...] | str:
     """The forms that the module computes, or the reason to leave it."""
-    held = _held(module)
-    names = [name for name, _, _ in held]
     if isinstance(module, (FusedNorm, RMSNorm)):
         return "fused already"
     if "forward" in vars(module):
@@ -166,8 +164,11 @@ def _verdict(
     for name, value in attributes(module).items():
         if isinstance(value, torch.Tensor):
             return f"holds {name}, a tensor that is no parameter"
-    if len(held) > 1 or any(name in module._buffers for name in names):
-        return f"holds {', '.join(names)}; a norm that can be fused holds one scale or nothing"
+    # A buffer may be there: reading refuses a forward that uses it.
+    held = [each for each in _held(module) if each[0] in module._parameters]
+    if len(held) > 1:
+        names = ", ".join(name for name, _, _ in held)
+        return f"holds {names}; a norm that can be fused holds one scale or nothing"
     devices = {parameter.device.type for parameter in module.parameters()}
     if elsewhere := devices - {"cpu", "cuda", "meta"}:
         return f"is on {', '.join(sorted(elsewhere))}; the fused kernels run on CPUs and on CUDA"

@@ -299,4 +299,6 @@ def text_of(value: Value) -> str:
         return value.text or f"{value.value:g}"
     if isinstance(value, Product) and value.gamma and not value.powers.x:
         return value.gamma
+    if isinstance(value, Constant):
+        return repr(value.value)
     return "another tensor"
