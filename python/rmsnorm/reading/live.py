@@ -55,7 +55,8 @@ def read(module: torch.nn.Module, x_dtype: str, gamma_dtype: str) -> Meaning | U
 
 @dataclass(frozen=True)
 class _LiveScope:
-    """
+    """What the names in a method of a module lead to.
+
     Attributes:
         function: whose globals and closure are seen; None: of no function yet.
         owner: the class that the function stands in.
