@@ -104,6 +104,25 @@ class TestModules:
             )
 
 
+class _GroupedNorm(torch.nn.Module):
+    """Over groups, where their size is given."""
+
+    def __init__(self, group_size):
+        super().__init__()
+        self.group_size = group_size
+
+    def forward(self, x):
+        h = x.float()
+        if self.group_size is not None:
+            h = h.unflatten(-1, (-1, self.group_size))
+        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def test_an_attribute_of_a_module_decides_a_branch():
+    assert not isinstance(read(_GroupedNorm(None), "float32", "float32"), Unknown)
+    assert read(_GroupedNorm(8), "float32", "float32").cause == Cause.GROUPED
+
+
 class TestReadings:
     """Sources of a file of their own: what Python and PyTorch make of names, tensors and shapes."""
 

@@ -108,9 +108,7 @@ def compared(op: ast.cmpop, left: Value, right: Value) -> bool | None:
         return (left.value == right.value) is same
     if isinstance(left, Constant) and isinstance(right, Constant):
         return (left == right) is same
-    if (isinstance(left, Product) and right == NONE) or (
-        isinstance(right, Product) and left == NONE
-    ):
+    if NONE in (left, right) and any(isinstance(one, (Product, Number)) for one in (left, right)):
         return not same
     return None
 
