@@ -95,6 +95,7 @@ def test_run_writes_the_figures_and_the_plot_and_says_that_a_check_failed(tmp_pa
     assert "the model learned" in printed and "replaced 3 of 3 norms" in printed
     figures = json.loads((tmp_path / "demo.json").read_text())
     assert "+        return rmsnorm.rms_norm(" in printed
+    assert "3 × bfloat16 -> bfloat16, epsilon 1e-06, gamma_offset 0" in printed
     assert figures.keys() == {"machine", "size", "outcomes", "checks"}
     assert figures["outcomes"].keys() == {"float32", "bfloat16"}
     for outcome in figures["outcomes"].values():

@@ -26,11 +26,13 @@ class Compiled:
         replaced: norms of the graph that are fused.
         roots: reciprocal roots that are left in it.
         loss: of the first batch.
+        report: what the pass prints.
     """
 
     replaced: int
     roots: int
     loss: float
+    report: str
 
 
 def compiled(model: torch.nn.Module, tokens: Tensor) -> Compiled:
@@ -48,7 +50,7 @@ def compiled(model: torch.nn.Module, tokens: Tensor) -> Compiled:
     with torch.no_grad():
         loss = torch.compile(model, backend=backend)(input_ids=tokens, labels=tokens).loss
     torch._dynamo.reset()
-    return Compiled(seen.replaced.total(), roots, loss.item())
+    return Compiled(seen.replaced.total(), roots, loss.item(), str(seen))
 
 
 @dataclass(frozen=True)

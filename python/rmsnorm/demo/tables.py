@@ -48,6 +48,9 @@ def results(screen: Console, outcomes: list[Outcome], source: Rewritten, held: l
         screen.print(str(outcome.report), markup=False)
     _section(screen, "What rmsnorm migrate --diff says of the model's source")
     screen.print(Syntax(source.diff, "diff", background_color="default", word_wrap=True))
+    for outcome in outcomes:
+        _section(screen, f"What compile_pass did to the graph of the {outcome.name} model")
+        screen.print(outcome.compiled.report, markup=False)
     _losses(screen, outcomes)
     _costs(screen, outcomes)
     _norm_calls(screen, outcomes)
