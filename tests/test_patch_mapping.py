@@ -1,6 +1,7 @@
 """rmsnorm.patch_mapping has transformers build the norms of a model fused."""
 
 import pickle
+import types
 
 import pytest
 import torch
@@ -150,6 +151,12 @@ class TestClasses:
         build = rmsnorm.patch_mapping(modeling_llama)["^ListNorm$"]
         assert fused_modules(build(N, [-1])) == [""]
         assert vars(build)["_rmsnorm_built"] == {}
+
+    def test_two_classes_of_one_name_are_refused(self):
+        other = types.ModuleType("other")
+        other.LlamaRMSNorm = type("LlamaRMSNorm", (nn.Module,), {})
+        with pytest.raises(ValueError, match="different classes of the name LlamaRMSNorm"):
+            rmsnorm.patch_mapping(modeling_llama, other)
 
     def test_a_class_derived_from_one_that_builds_is_an_ordinary_class(self):
         Base = rmsnorm.patch_mapping(modeling_llama)["^LlamaRMSNorm$"]

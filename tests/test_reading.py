@@ -205,9 +205,25 @@ class TestFiles:
         assert [note[:32] for note in before.notes] == [
             "where x is 16-bit and weight flo",
             "where x and weight mix bfloat16 ",
+            "weight must have one axis: the c",
         ]
         wide = function(f"{head}; return weight.float() * h").description
-        assert (wide.rounding, wide.keeps_dtype, wide.notes) == ("once", False, ())
+        assert (wide.rounding, wide.keeps_dtype, len(wide.notes)) == ("once", False, 1)
+
+    def test_a_function_notes_that_its_weight_must_have_one_axis(self):
+        (note,) = function("return F.rms_norm(x, x.shape[-1:], weight, eps)").description.notes
+        assert note == "weight must have one axis: the call spans as many as it has"
+
+    def test_an_epsilon_of_torch_that_may_be_none_is_left(self):
+        forward = "return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)"
+        assert norm_class(forward).description.epsilon == "self.eps"
+        optional = HEAD + (
+            "class SomeNorm(nn.Module):\n    def __init__(self, n, eps=None):\n"
+            "        self.weight = nn.Parameter(torch.ones(n))\n        self.eps = eps\n"
+            f"    def forward(self, x):\n        {forward}\n"
+        )
+        (found,) = find(optional)
+        assert found.reason == "gives F.rms_norm self.eps, which may be None"
 
     def test_epsilon_and_offset_are_read(self):
         head = "h = x.float(); h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
@@ -31,8 +32,10 @@ def patch_mapping(*modeling: ModuleType, rounding: str | None = None) -> dict[st
 
     Raises:
         TypeError, ValueError: modeling holds what is no module, or a module without such a class.
-        ValueError: rounding is something else.
+        ValueError: rounding is something else; two classes have one name.
 
+    Names: transformers replaces classes by their names, in every module of its own and of remote
+        code. While the mapping is registered, load no model whose class of that name differs.
     Threads: not while another thread builds a model.
     Cost: that of patch for each kind of norm, when the first is built.
 
@@ -42,6 +45,9 @@ def patch_mapping(*modeling: ModuleType, rounding: str | None = None) -> dict[st
     """
     patch(torch.nn.Identity(), rounding=rounding)  # refuses another rounding
     classes = set().union(*map(_norms, modeling))
+    names = Counter(cls.__name__ for cls in classes)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"modeling: holds different classes of the name {', '.join(twice)}")
     return {
         f"^{cls.__name__}$": _Builder(
             cls.__name__,

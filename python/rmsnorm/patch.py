@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -73,18 +73,9 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
     """
     if rounding not in (None, "fused"):
         raise ValueError(f"rounding: {rounding!r}; expected None or 'fused'")
-    operators_rounding = None if rounding is None else "once"
-    model_dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
-    verdicts: dict[Hashable, tuple[Match, ...] | str] = {}
     replaced, left = [], []
     classes: list[tuple[torch.nn.Module, Any]] = []  # given at the end: all or none
-    for name, module in model.named_modules():
-        if not _is_candidate(module):
-            continue
-        key = kind_of(module)
-        if key not in verdicts:
-            verdicts[key] = _verdict(module, model_dtype, verify, operators_rounding)
-        verdict = verdicts[key]
+    for name, module, verdict in _judged(model, verify, None if rounding is None else "once"):
         cls = verdict if isinstance(verdict, str) else _class_for(type(module), verdict)
         class_name = type(module).__name__
         if isinstance(verdict, str) or isinstance(cls, str):
@@ -98,6 +89,20 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
     for module, cls in classes:
         module.__class__ = cls
     return Report(tuple(replaced), tuple(left), tuple(weakref.ref(module) for module, _ in classes))
+
+
+def _judged(
+    model: torch.nn.Module, compare: bool, rounding: str | None
+) -> Iterator[tuple[str, torch.nn.Module, tuple[Match, ...] | str]]:
+    """Every candidate with its name, and its forms or the reason to leave it."""
+    model_dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
+    verdicts: dict[Hashable, tuple[Match, ...] | str] = {}
+    for name, module in model.named_modules():
+        if _is_candidate(module):
+            key = kind_of(module)
+            if key not in verdicts:
+                verdicts[key] = _verdict(module, model_dtype, compare, rounding)
+            yield name, module, verdicts[key]
 
 
 def _class_for(original: type, verdict: tuple[Match, ...]) -> Any:

@@ -211,7 +211,7 @@ class Reader:
             return Columns()
         if isinstance(seen, torch.SymFloat):
             self._named[node.name] = node
-            return Symbol(node.name, None, is_number=True)
+            return Symbol(node.name, None, is_number=True, is_given=True)
         return Unknown(Cause.UNREADABLE, f"computes with {node.name}, which isn't followed")
 
     def _factor(self, number: float) -> Value:

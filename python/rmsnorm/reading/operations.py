@@ -210,7 +210,9 @@ def rms_norm(
     axes = _axes_of(normalized_shape)
     if weight == NONE and axes is None:
         return Unknown(Cause.UNREADABLE, "normalizes over a shape that isn't known")
-    if isinstance(eps, Number) or (isinstance(eps, Symbol) and eps.is_number):
+    if isinstance(eps, Symbol) and not eps.is_given:
+        return Unknown(Cause.UNREADABLE, f"gives F.rms_norm {eps.text}, which may be None")
+    if isinstance(eps, (Number, Symbol)):
         value = eps.value if isinstance(eps, Number) else None
         epsilon = Epsilon(eps.text, value)
     elif eps == NONE:

@@ -41,8 +41,8 @@ class SourceScope:
             return unread
         if isinstance(first, ast.FunctionDef):
             return Function(first, SourceScope(self.file, self.gamma_dtype, first))
-        if isinstance(first, ast.Constant) and isinstance(literal(first.value), Number):
-            return Symbol(name, None, is_number=True)
+        if isinstance(first, ast.expr) and is_number(first):
+            return Symbol(name, None, is_number=True, is_given=True)
         return first if isinstance(first, Value) else unread
 
     def attribute(self, name: str) -> Value:
@@ -77,17 +77,18 @@ class ClassScope(SourceScope):
         if not held and not known:
             # The weight of torch's own norms, which the file doesn't show.
             return Symbol(text, self.gamma_dtype if name == "weight" else None, name != "weight")
-        return self._held(text, held)
+        given = {name for each in classes for name in _given_to_init(each)}
+        return self._held(text, held, given)
 
     def inherited(self, name: str, after: Scope) -> Value:
         classes, _ = self._classes()
         defined = after.defined if isinstance(after, ClassScope) else self.owner
         return self._method(name, classes[classes.index(defined) + 1 :])
 
-    def _held(self, text: str, held: list[ast.expr]) -> Value:
-        """What an attribute is that is given these values."""
+    def _held(self, text: str, held: list[ast.expr], given: set[str]) -> Value:
+        """What an attribute is that is set to these values; given: arguments that are numbers."""
         if any(is_buffer(value) for value in held):
-            return Unknown(Cause.GATED, f"reads {text}, a buffer")
+            return Unknown(Cause.UNREADABLE, f"reads {text}, a buffer")
         parameters = [value for value in held if is_parameter(value)]
         again = [value for value in held if ast.unparse(value) == text]  # registered by its name
         known = [*parameters, *again]
@@ -100,7 +101,11 @@ class ClassScope(SourceScope):
                 isinstance(value, ast.IfExp) for value in held
             )
             return scale(text, self.gamma_dtype) if whole else Symbol(text, self.gamma_dtype)
-        return Symbol(text, None, is_number=not parameters)
+        is_given = all(
+            is_number(value) or (isinstance(value, ast.Name) and value.id in given)
+            for value in held
+        )
+        return Symbol(text, None, is_number=not parameters, is_given=is_given)
 
     def _method(self, name: str, classes: list[ast.ClassDef]) -> Value:
         """The method of the first class that has one; nothing where it isn't sure."""
@@ -134,6 +139,33 @@ class ClassScope(SourceScope):
             if not isinstance(base, ast.ClassDef) or base in found:
                 return found, False
             found.append(base)
+
+
+def _given_to_init(node: ast.ClassDef) -> set[str]:
+    inits = [each for each in node.body if getattr(each, "name", "") == "__init__"]
+    return {name for each in inits if isinstance(each, ast.FunctionDef) for name in numbers(each)}
+
+
+def arguments(node: ast.FunctionDef) -> list[str]:
+    spec = node.args
+    return [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+
+
+def numbers(node: ast.FunctionDef) -> set[str]:
+    """The arguments that are numbers: by their default, or by a name such as eps without one."""
+    spec = node.args
+    positional = [*spec.posonlyargs, *spec.args]
+    given = [
+        *zip(positional[::-1], spec.defaults[::-1], strict=False),
+        *zip(spec.kwonlyargs, spec.kw_defaults, strict=True),
+    ]
+    defaults = {arg.arg: value for arg, value in given if value is not None}
+    named = {name for name in arguments(node) if "eps" in name.lower() and name not in defaults}
+    return named | {name for name, value in defaults.items() if is_number(value)}
+
+
+def is_number(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(literal(value.value), Number)
 
 
 def in_scope(

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rmsnorm.reading.describe import by_path
 from rmsnorm.reading.expressions import may_be_norm, norms_in
 from rmsnorm.reading.file import File
-from rmsnorm.reading.finding import Cause, Finding, Kind
+from rmsnorm.reading.finding import Cause, Description, Finding, Kind
 from rmsnorm.reading.interpreter import Function
 from rmsnorm.reading.merge import Found, described, finding
 from rmsnorm.reading.operations import unfollowed
-from rmsnorm.reading.scope import ClassScope, SourceScope, in_scope
-from rmsnorm.reading.syntax import literal
-from rmsnorm.reading.values import Number, Symbol, Unknown, Value, tensor_x
+from rmsnorm.reading.scope import ClassScope, SourceScope, in_scope, numbers
+from rmsnorm.reading.scope import arguments as arguments_of
+from rmsnorm.reading.values import Symbol, Unknown, Value, tensor_x
 
 # What a function calls its scale; any other factor may be of any shape.
 _SCALES = ("weight", "gamma", "w", "g")
-_HINTS = ("rsqrt", "sqrt", "pow", "square", "mean")
+_HINTS = ("rsqrt", "sqrt", "pow", "square", "mean", "rms_norm")
 
 
 def find(text: str) -> list[Finding]:
@@ -53,21 +54,19 @@ def find(text: str) -> list[Finding]:
 
 
 def _class(file: File, node: ast.ClassDef, forward: ast.FunctionDef) -> Finding | None:
-    arguments = _arguments(forward)[1:]
+    arguments = arguments_of(forward)[1:]
     if not arguments or not _may_be_one(node):
         return None
 
     def run(x_dtype: str, gamma_dtype: str) -> Found:
         scope = ClassScope(file, gamma_dtype, forward, node, node)
-        others: dict[str, Value] = {
-            name: Symbol(name, None, is_number=name in numbers) for name in arguments[1:]
-        }
+        others: dict[str, Value] = {name: _argument(name, None, given) for name in arguments[1:]}
         function = scope.attribute("forward")
         if not isinstance(function, Function):
             return {(): function if isinstance(function, Unknown) else unfollowed(function)}
         return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
 
-    numbers = _numbers(forward)
+    given = numbers(forward)
     description = in_scope(described(run, arguments[0]), file, arguments)
     if isinstance(description, Unknown) and not _looks_like_one(node, forward, description):
         return None
@@ -75,42 +74,30 @@ def _class(file: File, node: ast.ClassDef, forward: ast.FunctionDef) -> Finding 
 
 
 def _function(file: File, node: ast.FunctionDef) -> Finding | None:
-    arguments = _arguments(node)
+    arguments = arguments_of(node)
     if not arguments or node.args.vararg or node.args.kwarg or not may_be_norm(node):
         return None
 
     def run(x_dtype: str, gamma_dtype: str) -> Found:
         others: dict[str, Value] = {
-            name: Symbol(name, gamma_dtype if name in _SCALES else None, name in numbers)
+            name: _argument(name, gamma_dtype if name in _SCALES else None, given)
             for name in arguments[1:]
         }
         function = Function(node, SourceScope(file, gamma_dtype, node))
         return by_path(lambda run: run.call(function, [tensor_x(x_dtype)], others), x_dtype)
 
-    numbers = _numbers(node)
+    given = numbers(node)
     description = in_scope(described(run, arguments[0]), file, arguments)
+    if isinstance(description, Description) and description.gamma is not None:
+        note = f"{description.gamma} must have one axis: the call spans as many as it has"
+        description = replace(description, notes=(*description.notes, note))
     return finding(Kind.FUNCTION, node.name, node, description)
 
 
-def _arguments(node: ast.FunctionDef) -> list[str]:
-    spec = node.args
-    return [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
-
-
-def _numbers(node: ast.FunctionDef) -> set[str]:
-    """The arguments that are numbers, by their defaults or by a name such as eps."""
-    spec = node.args
-    positional = [*spec.posonlyargs, *spec.args]
-    given = [
-        *zip(positional[::-1], spec.defaults[::-1], strict=False),
-        *zip(spec.kwonlyargs, spec.kw_defaults, strict=True),
-    ]
-    defaults = {
-        arg.arg
-        for arg, value in given
-        if isinstance(value, ast.Constant) and isinstance(literal(value.value), Number)
-    }
-    return defaults | {name for name in _arguments(node) if "eps" in name.lower()}
+def _argument(name: str, scale_dtype: str | None, given: set[str]) -> Symbol:
+    """An argument beside x: a number by its default, or by a name such as eps."""
+    is_number = name in given or "eps" in name.lower()
+    return Symbol(name, scale_dtype, is_number, is_given=name in given)
 
 
 def _looks_like_one(node: ast.ClassDef, forward: ast.FunctionDef, unknown: Unknown) -> bool:
@@ -119,7 +106,9 @@ def _looks_like_one(node: ast.ClassDef, forward: ast.FunctionDef, unknown: Unkno
         each.func.attr
         for method in (forward, *_helpers(node, forward))
         for each in ast.walk(method)
-        if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute)
+        if isinstance(each, ast.Call)
+        and isinstance(each.func, ast.Attribute)
+        and ast.unparse(each.func.value) != "rmsnorm"
     }
     if "norm" in node.name.lower():
         return unknown.cause != Cause.UNREADABLE or any(hint in called for hint in _HINTS)

@@ -76,11 +76,13 @@ class Symbol(Value):
         text: as in the source.
         scale_dtype: the dtype that it has as a scale; None: it is no scale.
         is_number: whether it may be epsilon: an attribute, or an argument that is a number.
+        is_given: it is a number, and never None.
     """
 
     text: str
     scale_dtype: str | None
     is_number: bool = False
+    is_given: bool = False
 
 
 @dataclass(frozen=True)
