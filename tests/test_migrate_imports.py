@@ -1,0 +1,152 @@
+"""rmsnorm migrate: the imports it adds, and calls of torch_npu, which it moves."""
+
+import pytest
+import torch
+
+from norms import N, assert_close, rows
+from rmsnorm.migrate.call import Target
+from test_migrate import HEAD, PAGE, codes, executed, migrated
+
+
+class TestImports:
+    @pytest.mark.parametrize(
+        "head, expected",
+        [
+            ("import torch\n", "import rmsnorm\nimport torch\n"),
+            ("import rmsnorm\nimport torch\n", "import rmsnorm\nimport torch\n"),
+            (
+                '"""Doc."""\nfrom __future__ import annotations\nimport torch\n',
+                '"""Doc."""\nfrom __future__ import annotations\nimport rmsnorm\nimport torch\n',
+            ),
+            (
+                "from torch import nn\nimport math; import torch as t  # t\nx = 1\nimport torch\n",
+                "from torch import nn\nimport math; import torch as t  # t\nimport rmsnorm\n"
+                "x = 1\nimport torch\n",
+            ),
+            (
+                "from torch import nn; import math  # both\nx = 1\nimport torch\n",
+                "from torch import nn; import math  # both\nimport rmsnorm\nx = 1\nimport torch\n",
+            ),
+            ("import rmsnorm as rn\nimport torch\n", "import rmsnorm as rn\nimport torch\n"),
+            (
+                "from . import rmsnorm\nimport torch\n",
+                "from . import rmsnorm\nimport rmsnorm as fused_rmsnorm\nimport torch\n",
+            ),
+            (
+                "from .rmsnorm import rmsnorm\nimport torch\n",
+                "from .rmsnorm import rmsnorm\nimport rmsnorm as fused_rmsnorm\nimport torch\n",
+            ),
+            (
+                "import torch\ndef rmsnorm(x): return x\n",
+                "import rmsnorm as fused_rmsnorm\nimport torch\ndef rmsnorm(x): return x\n",
+            ),
+        ],
+    )
+    def test_the_import_is_added_once_among_the_others(self, head, expected):
+        norm = (
+            "def norm(x, weight, eps):\n"
+            "    x = x.float()\n"
+            "    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight\n"
+        )
+        after = migrated(head + norm)
+        assert after.startswith(expected + "def norm(x, weight, eps):\n    return ")
+        name = (
+            "fused_rmsnorm" if "fused" in expected else "rn" if "as rn" in expected else "rmsnorm"
+        )
+        assert f" {name}.rms_norm(" in after
+
+    def test_a_file_without_imports_gets_one_before_its_code(self):
+        text = "# head\n\ndef norm(x, w, eps):\n    x = x.float()\n"
+        text += "    return x * ((x * x).mean(-1, keepdim=True) + eps) ** -0.5 * w\n"
+        after = migrated(text)
+        assert after.startswith("# head\n\nimport rmsnorm\nimport torch\n\n\ndef norm")
+
+
+NPU = {
+    "module": ("import torch_npu\n", "torch_npu.npu_rms_norm"),
+    "alias": ("import torch_npu as npu\n", "npu.npu_rms_norm"),
+    "function": ("from torch_npu import npu_rms_norm\n", "npu_rms_norm"),
+    "renamed function": ("from torch_npu import npu_rms_norm as fused\n", "fused"),
+    "operator": ("import torch_npu\n", "torch.ops.npu.npu_rms_norm"),
+    "overload": ("import torch_npu\n", "torch.ops.npu.npu_rms_norm.default"),
+}
+
+
+class TestFromTorchNpu:
+    @pytest.mark.parametrize("way", NPU)
+    def test_every_way_to_call_it_becomes_a_call_that_runs_here(self, way):
+        imported, function = NPU[way]
+        text = (
+            f"import torch\n{imported}def f(x, w):\n    return {function}(x, w, epsilon=1e-5)[0]\n"
+        )
+        after = migrated(text)
+        assert after == (
+            "import rmsnorm\nimport torch\ndef f(x, w):\n"
+            "    return rmsnorm.npu_rms_norm(x, w, epsilon=1e-5)[0]\n"
+        )
+        assert codes(text) == ["RN004"]
+        x, w = rows(torch.float32), torch.ones(N)
+        expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+        assert_close(executed(after, "f")(x, w), expected, x.dtype)
+
+    def test_the_gradient_moves_too(self):
+        text = "import torch_npu\ng = torch_npu.npu_rms_norm_backward(dy, x, w, rstd)\n"
+        assert (
+            migrated(text) == "import rmsnorm\ng = rmsnorm.npu_rms_norm_backward(dy, x, w, rstd)\n"
+        )
+
+    @pytest.mark.parametrize("name", ["input", "x"])
+    def test_a_name_that_rmsnorm_does_not_take_is_changed(self, name):
+        text = f"import torch_npu\ny = torch_npu.npu_rms_norm(gamma=w, {name}=a)\n"
+        assert migrated(text).endswith("y = rmsnorm.npu_rms_norm(gamma=w, self=a)\n")
+
+    @pytest.mark.parametrize(
+        "rest",
+        [
+            "x = x.to('npu:0')\n",
+            "torch.npu.synchronize()\n",
+            "y = torch_npu.npu_swiglu(x)\n",
+            "if torch_npu is None:\n    pass\n",
+        ],
+    )
+    def test_the_import_stays_where_an_npu_is_used_otherwise(self, rest):
+        text = "import torch\nimport torch_npu\ny = torch_npu.npu_rms_norm(x, w)\n" + rest
+        after = migrated(text)
+        assert "import torch_npu\n" in after
+        assert after.endswith("y = rmsnorm.npu_rms_norm(x, w)\n" + rest)
+
+    def test_the_last_import_stays_where_an_npu_is_used_otherwise(self):
+        text = "from torch_npu import npu_rms_norm\ny = npu_rms_norm(x.to('npu'), w)\n"
+        assert migrated(text) == "from torch_npu import npu_rms_norm\nimport rmsnorm\n" + (
+            "y = rmsnorm.npu_rms_norm(x.to('npu'), w)\n"
+        )
+
+    def test_other_names_of_the_import_stay(self):
+        text = "from torch_npu import (  # all\n    npu_swiglu,\n    npu_rms_norm,  # ours\n)\n"
+        text += "y = npu_rms_norm(npu_swiglu(x), w)\n"
+        after = migrated(text)
+        assert "npu_swiglu" in after.split("y =")[0] and "npu_rms_norm" not in after.split("y =")[0]
+        assert after.endswith("y = rmsnorm.npu_rms_norm(npu_swiglu(x), w)\n")
+
+    def test_a_guarded_import_stays(self):
+        text = "try:\n    import torch_npu\nexcept ImportError:\n    pass\n"
+        text += "y = torch_npu.npu_rms_norm(x, w)\n"
+        assert migrated(text) == "import rmsnorm\n" + "\n\n" + text.replace(
+            "torch_npu.npu_rms", "rmsnorm.npu_rms"
+        )
+
+    def test_a_name_that_the_file_also_gives_away_is_left(self):
+        text = "from torch_npu import npu_rms_norm\ndef f(npu_rms_norm):\n    npu_rms_norm(x, w)\n"
+        assert migrated(text) == text
+        assert codes(text) == ["RN107"]
+
+    def test_a_skipped_call_keeps_its_import(self):
+        text = "import torch_npu\ny = torch_npu.npu_rms_norm(x, w)  # rmsnorm: skip\n"
+        assert migrated(text) == text
+        assert codes(text) == ["RN201"]
+
+    def test_the_page_s_class_there_and_back_rounds_once(self):
+        there = migrated(HEAD + PAGE, Target.TORCH_NPU)
+        back = migrated(there)
+        assert "return rmsnorm.npu_rms_norm(x, self.weight, epsilon=self.eps)[0]" in back
+        assert "torch_npu" not in back
