@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
 
 import libcst as cst
 
 from rmsnorm.migrate.call import Call, CannotRewriteError
-from rmsnorm.migrate.source import Edit, Source, common_length
+from rmsnorm.migrate.source import Edit, Source, common_length, first_line
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -28,8 +27,6 @@ def replace_body(source: Source, function: Function, call: Call, names: dict[str
     kept = leading_checks(function)
     if any(map(has_check, function.body[kept:])):
         raise CannotRewriteError("checks stand between the statements that compute the norm")
-    if any("script" in ast.unparse(each) for each in function.decorator_list):
-        raise CannotRewriteError("torch.jit.script can't compile a call of another library")
     if _depth(function) > _DEEPEST:
         raise CannotRewriteError(f"{function.name} is nested more than {_DEEPEST} deep")
     first = first_line(function)
@@ -40,11 +37,6 @@ def replace_body(source: Source, function: Function, call: Call, names: dict[str
     same = common_length(old.split("\n"), new.split("\n"))
     tail = source.line_end.join(new.split("\n")[same:])
     return Edit(source.line_start(first + same), start + len(text), tail)
-
-
-def first_line(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
-    """That of its first decorator, or its own."""
-    return min([node.lineno, *(each.lineno for each in node.decorator_list)])
 
 
 def leading_checks(function: Function) -> int:
@@ -114,7 +106,8 @@ def _with_body(
         assert isinstance(line, cst.BaseStatement)
         count = len(line.body) if isinstance(line, cst.SimpleStatementLine) else 1
         if count > kept:
-            blank = [each for each in line.leading_lines if each.comment is None]  # type: ignore[attr-defined]
+            lines_above = line.leading_lines  # type: ignore[attr-defined]
+            blank = [each for each in lines_above if each.comment is None]
             if kept:  # a docstring and a statement on one line
                 assert isinstance(line, cst.SimpleStatementLine)
                 new = line.with_changes(body=[*line.body[:kept], *new.body])
@@ -124,18 +117,3 @@ def _with_body(
         lines.append(line)
         kept -= count
     return function.with_changes(body=function.body.with_changes(body=[*lines, new]))
-
-
-def without_names(source: Source, statement: ast.Import | ast.ImportFrom, names: set[str]) -> str:
-    """The import without some of what it imports; at least one is left."""
-    text = source.text[source.start(statement) : source.end(statement)]
-    module = _parsed(re.sub(r"\r\n?", "\n", text))
-    line = module.body[0]
-    assert isinstance(line, cst.SimpleStatementLine)
-    node = line.body[0]
-    assert isinstance(node, (cst.Import, cst.ImportFrom)) and isinstance(node.names, Sequence)
-    left = [each for each in node.names if each.evaluated_name not in names]
-    left[-1] = left[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
-    changed = module.deep_replace(node, node.with_changes(names=left))
-    assert isinstance(changed, cst.Module)
-    return source.line_end.join(changed.code.split("\n"))

@@ -5,37 +5,69 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from rmsnorm.migrate.body import Function, first_line, has_check, leading_checks
+from rmsnorm.migrate.body import Function, has_check, leading_checks
 from rmsnorm.migrate.call import CannotRewriteError
-from rmsnorm.migrate.source import Edit, Source
+from rmsnorm.migrate.heirs import Heirs
+from rmsnorm.migrate.skip import is_skipped
+from rmsnorm.migrate.source import Edit, Source, first_line
+from rmsnorm.reading.finding import Span
 
 
-def remove(source: Source, owner: ast.ClassDef, forward: Function) -> list[Edit]:
-    """Edits that remove the helpers that only what is replaced in forward uses.
+def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list[Edit], list[str]]:
+    """Edits that remove the helpers that only what is replaced in forward uses, and notes on it.
 
-    Raises CannotRewriteError where a class in the file overrides one of them, since the forward
-    that it inherits would not call it any more, and where one of them checks what it is given.
+    A helper's name begins with one underscore: another file may use any other.
+
+    Raises CannotRewriteError where a class in the file may give what forward reads another meaning,
+    since the forward that it inherits would not ask for it any more, and where a helper checks what
+    it is given or asks to be left.
     """
     replaced: list[ast.AST] = list(forward.body[leading_checks(forward) :])
     methods = {each.name: each for each in owner.body if isinstance(each, ast.FunctionDef)}
-    heirs = _heirs(source, owner)
-    for heir in heirs:
-        own = {each.name for each in heir.body if isinstance(each, ast.FunctionDef)}
-        if "forward" not in own and (overridden := sorted(own & _of_self(replaced))):
-            raise CannotRewriteError(f"{heir.name} overrides {overridden[0]}, which forward calls")
-    for name in sorted(_called(replaced, methods)):
+    called = _called(replaced, _inherited(source, owner) | methods)
+    heirs = Heirs(source, owner)
+    reads = _of_self([*replaced, *(methods[name] for name in called & methods.keys())])
+    heirs.refuse_changes(forward.name, called, reads)
+    for name in sorted(called & methods.keys()):
         if has_check(methods[name]):
             raise CannotRewriteError(f"{name}, which forward calls, checks what it is given")
-    elsewhere = _of_other_objects(source, [owner, *heirs])
+        if is_skipped(source, _span(methods[name])):
+            raise CannotRewriteError(f"{name}, which forward calls, is to be skipped")
+    elsewhere = _of_other_objects(source, [owner, *heirs.classes])
     removed: list[ast.FunctionDef] = []
     for _ in methods:  # a helper may have helpers
         for name in sorted(_of_self([*replaced, *removed])):
             method = methods.get(name)
-            if method is None or method is forward or method in removed or _is_decorated(method):
+            if method is None or method is forward or method in removed or _must_stay(method):
                 continue
             if name not in _used(source.tree, {*replaced, *removed, method} | elsewhere):
                 removed.append(method)
-    return [_lines(source, owner, method) for method in removed]
+    gone = [method.name for method in removed]
+    notes = [f"the method {name} is removed: nothing else in the file uses it" for name in gone]
+    notes += [
+        f"forward doesn't call {name} any more, which another file might override"
+        for name in sorted(called - set(gone))
+        if not name.startswith("_")
+    ]
+    return [_lines(source, owner, method) for method in removed], notes
+
+
+def _inherited(source: Source, owner: ast.ClassDef) -> dict[str, ast.FunctionDef]:
+    """The methods of the class's bases, as far as the file has them."""
+    found: dict[str, ast.FunctionDef] = {}
+    classes, bases = {each.name: each for each in source.classes()}, list(owner.bases)
+    seen: set[str] = set()
+    while bases:
+        base = classes.get(name := ast.unparse(bases.pop()))
+        if base is not None and name not in seen:
+            seen.add(name)
+            found |= {each.name: each for each in base.body if isinstance(each, ast.FunctionDef)}
+            bases += base.bases
+    return found
+
+
+def _span(node: ast.FunctionDef) -> Span:
+    return Span(first_line(node), node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
 
 
 def _called(nodes: list[ast.AST], methods: dict[str, ast.FunctionDef]) -> set[str]:
@@ -43,17 +75,6 @@ def _called(nodes: list[ast.AST], methods: dict[str, ast.FunctionDef]) -> set[st
     found: set[str] = set()
     while new := (_of_self([*nodes, *(methods[name] for name in found)]) & methods.keys()) - found:
         found |= new
-    return found
-
-
-def _heirs(source: Source, owner: ast.ClassDef) -> list[ast.ClassDef]:
-    """The file's classes that inherit from owner."""
-    names, found = {owner.name}, []
-    for node in source.classes():
-        bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
-        if node is not owner and bases & names:
-            names.add(node.name)
-            found.append(node)
     return found
 
 
@@ -101,7 +122,9 @@ def _used(tree: ast.AST, but: set[ast.AST]) -> set[str]:
     return words
 
 
-def _is_decorated(method: ast.FunctionDef) -> bool:
+def _must_stay(method: ast.FunctionDef) -> bool:
+    if not method.name.startswith("_") or method.name.startswith("__"):
+        return True
     names = {ast.unparse(each) for each in method.decorator_list}
     return not names <= {"staticmethod", "torch.no_grad()"}
 

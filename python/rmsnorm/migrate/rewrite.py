@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, replace
 
-from rmsnorm.migrate import body, helpers, imports, npu
+from rmsnorm.migrate import body, helpers, imports, jit, npu, skip
 from rmsnorm.migrate.call import Call, CannotRewriteError, Target, call_of, in_words
 from rmsnorm.migrate.codes import OF_CAUSE, OF_KIND, Code
-from rmsnorm.migrate.source import Edit, Source, apply
+from rmsnorm.migrate.source import Edit, Source, apply, first_line
 from rmsnorm.reading.finding import Finding, Kind, Span
 from rmsnorm.reading.source import find
 
@@ -84,10 +84,9 @@ def _once(text: str, target: Target) -> Rewriting:
     for finding in sorted(findings, key=lambda finding: list(Kind).index(finding.kind)):
         if not any(_holds(finding.span, use.node) for use in uses):
             rewriter.take(finding)
-    moved = [use for use in uses if rewriter.take_use(use)]
+    for use in uses:
+        rewriter.take_use(use)
     added = rewriter.imports()
-    if moved:
-        added += npu.unneeded_imports(source, moved)
     edits = [edit for item in rewriter.items for edit in item.edits]
     items = sorted(rewriter.items, key=lambda item: (item.line, item.column))
     return Rewriting(tuple(items), tuple(added), apply(text, [*edits, *added]))
@@ -119,53 +118,61 @@ class _Rewriter:
         span = finding.span
         begin = self._source.index(span.line, span.column)
         end = self._source.index(span.end_line, span.end_column)
-        if any(e.start < end and begin < e.end for item in self.items for e in item.edits):
-            return
-        owner, node = self._held(finding)
-        if self._source.skips(_skip_lines(span, owner, node)):
-            self._add(Code.RN201, finding.name, span, "as its comment asks")
-            return
-        norm = finding.description
+        if not any(e.start < end and begin < e.end for item in self.items for e in item.edits):
+            self.items.append(self._item_of(finding))
+
+    def _item_of(self, finding: Finding) -> Item:
+        span, norm = finding.span, finding.description
+        if skip.is_skipped(self._source, span):
+            return self._item(Code.RN201, finding.name, span, "as its comment asks")
         if norm is None:
             assert finding.cause is not None
-            self._add(OF_CAUSE[finding.cause], finding.name, span, finding.reason or "")
-            return
+            return self._item(OF_CAUSE[finding.cause], finding.name, span, finding.reason or "")
         try:
+            if jit.compiles(self._source, self._source.around(span)):
+                raise CannotRewriteError(jit.REASON)
             call = call_of(norm, self._target)
             names = {module: imports.name_of(self._source, module) for module in call.modules}
             known = {module: name for module, (name, _) in names.items()}
-            edits = self._edits(finding, owner, node, call, known)
+            edits, notes = self._edits(finding, call, known)
         except CannotRewriteError as error:
-            self._add(Code.RN107, finding.name, span, f"{in_words(norm)}: {error}")
-            return
+            return self._item(Code.RN107, finding.name, span, f"{in_words(norm)}: {error}")
         self._missing |= {module: name for module, (name, lacks) in names.items() if lacks}
-        self._add(
-            OF_KIND[finding.kind],
-            finding.name,
-            span,
-            in_words(norm),
+        return replace(
+            self._item(OF_KIND[finding.kind], finding.name, span, in_words(norm)),
             replacement=call.text(known),
-            notes=call.notes,
+            notes=(*notes, *call.notes),
             edits=tuple(edits),
         )
 
-    def take_use(self, use: npu.Use) -> bool:
-        """Whether the use of torch_npu is rewritten."""
+    def take_use(self, use: npu.Use) -> None:
+        """A use of torch_npu becomes an item."""
         node = use.node
         span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
-        if self._source.skips(_skip_lines(span, None, None)):
-            self._add(Code.RN201, use.function, span, "as its comment asks")
-        elif use.is_shadowed:
-            self._add(Code.RN107, use.function, span, "the file gives its name to something else")
+        why_left = use.why_left
+        if why_left is None and jit.compiles(self._source, self._source.around(span)):
+            why_left = jit.REASON
+        if skip.is_skipped(self._source, span):
+            item = self._item(Code.RN201, use.function, span, "as its comment asks")
+        elif why_left is not None:
+            item = self._item(Code.RN107, use.function, span, why_left)
         else:
             name, is_missing = imports.name_of(self._source, "rmsnorm")
             if is_missing:
                 self._missing["rmsnorm"] = name
-            edits = tuple(use.edits(self._source, name))
-            words = f"torch_npu's {use.function}"
-            self._add(Code.RN004, use.function, span, words, f"{name}.{use.function}", (), edits)
-            return True
-        return False
+            item = replace(
+                self._item(Code.RN004, use.function, span, f"torch_npu's {use.function}"),
+                replacement=f"{name}.{use.function}",
+                notes=(npu.IMPORT_STAYS,),
+                edits=tuple(use.edits(self._source, name)),
+            )
+        self.items.append(item)
+
+    def _item(self, code: Code, name: str, span: Span, text: str) -> Item:
+        """One that is left."""
+        column = self._source.column(span.line, span.column)
+        end_column = self._source.column(span.end_line, span.end_column)
+        return Item(code, name, span.line, column, span.end_line, end_column, text)
 
     def _held(self, finding: Finding) -> tuple[ast.ClassDef | None, ast.AST | None]:
         """The node of a finding, and the class that it stands in if it is a class's forward."""
@@ -181,36 +188,18 @@ class _Rewriter:
         return None, node
 
     def _edits(
-        self,
-        finding: Finding,
-        owner: ast.ClassDef | None,
-        node: ast.AST | None,
-        call: Call,
-        names: dict[str, str],
-    ) -> list[Edit]:
+        self, finding: Finding, call: Call, names: dict[str, str]
+    ) -> tuple[list[Edit], list[str]]:
+        """What makes the call of it, and notes on that."""
+        owner, node = self._held(finding)
         if finding.kind is Kind.EXPRESSION:
             if not isinstance(node, ast.expr) or not _is_as_written(self._source, node):
                 raise CannotRewriteError("its place inside of an f-string can't be told")
             edit = Edit(self._source.start(node), self._source.end(node), call.text(names))
-            return [edit]
+            return [edit], []
         assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        removed = [] if owner is None else helpers.remove(self._source, owner, node)
-        return [body.replace_body(self._source, node, call, names), *removed]
-
-    def _add(
-        self,
-        code: Code,
-        name: str,
-        span: Span,
-        text: str,
-        replacement: str | None = None,
-        notes: tuple[str, ...] = (),
-        edits: tuple[Edit, ...] = (),
-    ) -> None:
-        line, column = span.line, self._source.column(span.line, span.column)
-        end_column = self._source.column(span.end_line, span.end_column)
-        place = (line, column, span.end_line, end_column)
-        self.items.append(Item(code, name, *place, text, replacement, notes, edits))
+        removed, notes = ([], []) if owner is None else helpers.remove(self._source, owner, node)
+        return [body.replace_body(self._source, node, call, names), *removed], notes
 
 
 def _by_place(tree: ast.AST) -> dict[tuple[int, ...], ast.AST]:
@@ -222,21 +211,11 @@ def _by_place(tree: ast.AST) -> dict[tuple[int, ...], ast.AST]:
         if isinstance(node, ast.expr):
             place = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            place = (body.first_line(node), node.end_lineno or 0, node.end_col_offset or 0)
+            place = (first_line(node), node.end_lineno or 0, node.end_col_offset or 0)
         else:
             continue
         found.setdefault(place, node)
     return found
-
-
-def _skip_lines(span: Span, owner: ast.ClassDef | None, node: ast.AST | None) -> list[int]:
-    """The lines where `# rmsnorm: skip` counts, and those above them."""
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return list(range(span.line - 1, span.end_line + 1))
-    lines = list(range(span.line - 1, node.lineno + 1))
-    if owner is not None:
-        lines += range(body.first_line(owner) - 1, owner.lineno + 1)
-    return lines
 
 
 def _is_as_written(source: Source, node: ast.expr) -> bool:

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rmsnorm.reading.finding import Span
+
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what Python takes for one; str.splitlines knows more
-_SKIP = re.compile(r"#\s*rmsnorm:\s*skip\b")
+
+Definition = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,25 @@ class Source:
         """Where a line begins; the end of the text for the line after the last."""
         return self._starts[line - 1] if line <= len(self._starts) else len(self.text)
 
-    def skips(self, lines: Sequence[int]) -> bool:
-        """Whether one of the lines asks to be left alone."""
-        return any(
-            line >= 1 and _SKIP.search(self.text[self.line_start(line) : self.line_start(line + 1)])
-            for line in lines
-        )
+    def around(self, span: Span) -> list[ast.stmt]:
+        """The statements that begin on its first line or above and end on its last or below."""
+        return [
+            node
+            for node in self._statements
+            if first_line(node) <= span.line and span.end_line <= (node.end_lineno or 0)
+        ]
+
+    @cached_property
+    def _statements(self) -> list[ast.stmt]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, ast.stmt)]
 
     def classes(self) -> Iterator[ast.ClassDef]:
         return (node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef))
+
+
+def first_line(node: ast.stmt) -> int:
+    """That of its first decorator, or its own."""
+    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
 
 
 def apply(text: str, edits: Sequence[Edit]) -> str:
