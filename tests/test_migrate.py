@@ -222,7 +222,7 @@ def forward(self, x):  # of a layer
             forward[forward.index("    # upcast") : forward.index("\n# after")],
             "    return rmsnorm.rms_norm(x, self.weight, self.eps)\n",
         )
-        imported = HEAD.replace("import torch\n", "import rmsnorm\nimport torch\n", 1)
+        imported = HEAD.replace("import torch\n", "import torch\nimport rmsnorm\n", 1)
         assert migrated(norm_class(forward)) == norm_class(after).replace(HEAD, imported)
 
     def test_a_one_line_function_stays_one(self):

@@ -7,7 +7,6 @@ from rmsnorm.migrate.codes import Code
 from rmsnorm.migrate.rewrite import rewrite
 from test_migrate import FORWARD, HEAD, codes, migrated, norm_class
 
-
 OVERRIDE = "def _norm(self, x):\n        return x\n"
 
 

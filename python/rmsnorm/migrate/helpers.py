@@ -24,10 +24,7 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list
     """
     replaced: list[ast.AST] = list(forward.body[leading_checks(forward) :])
     methods = {each.name: each for each in owner.body if isinstance(each, ast.FunctionDef)}
-    called = _called(replaced, _inherited(source, owner) | methods)
-    heirs = Heirs(source, owner)
-    reads = _of_self([*replaced, *(methods[name] for name in called & methods.keys())])
-    heirs.refuse_changes(forward.name, called, reads)
+    heirs, called = refuse_heirs(source, owner, replaced, forward.name)
     for name in sorted(called & methods.keys()):
         if has_check(methods[name]):
             raise CannotRewriteError(f"{name}, which forward calls, checks what it is given")
@@ -50,6 +47,21 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list
         if not name.startswith("_")
     ]
     return [_lines(source, owner, method) for method in removed], notes
+
+
+def refuse_heirs(
+    source: Source, owner: ast.ClassDef, replaced: list[ast.AST], method: str
+) -> tuple[Heirs, set[str]]:
+    """The heirs of a class, and the methods that what is replaced in a method of it calls.
+
+    Raises CannotRewriteError where an heir may give anything that is replaced another meaning.
+    """
+    methods = {each.name: each for each in owner.body if isinstance(each, ast.FunctionDef)}
+    methods = _inherited(source, owner) | methods
+    called = _called(replaced, methods)
+    heirs = Heirs(source, owner)
+    heirs.refuse_changes(method, called, _of_self([*replaced, *(methods[n] for n in called)]))
+    return heirs, called
 
 
 def _inherited(source: Source, owner: ast.ClassDef) -> dict[str, ast.FunctionDef]:

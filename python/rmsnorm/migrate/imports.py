@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
-from rmsnorm.migrate.source import Edit, Source
+from rmsnorm.migrate.source import Definition, Edit, Source, first_line
+
+_TORCH = ("torch", "torch_npu")
+_NOT_ALWAYS = re.compile(r"\b(TYPE_CHECKING|__name__)\b")
+_FIRST = re.compile(r"#!|[ \t\f]*#.*coding[:=]")  # only the first two lines count
 
 
 def name_of(source: Source, module: str) -> tuple[str, bool]:
@@ -14,7 +19,7 @@ def name_of(source: Source, module: str) -> tuple[str, bool]:
     A file that gives the module's name to something else, such as `def rmsnorm(x)`, gets another.
     """
     taken = set(bound(source.tree, module))
-    for statement in source.tree.body:
+    for statement in _run_with_the_file(source.tree.body):
         if isinstance(statement, ast.Import):
             for alias in statement.names:
                 name = alias.asname or alias.name
@@ -28,9 +33,11 @@ def name_of(source: Source, module: str) -> tuple[str, bool]:
 
 def bound(tree: ast.AST, module: str) -> Iterable[str]:
     """Names that the file binds, in any scope, other than by importing the module or from it."""
+    instead = {id(each) for node in ast.walk(tree) for each in _instead_of_import(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            yield node.id
+            if id(node) not in instead:
+                yield node.id
         elif isinstance(node, ast.arg):
             yield node.arg
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -46,21 +53,58 @@ def bound(tree: ast.AST, module: str) -> Iterable[str]:
 
 
 def add(source: Source, modules: dict[str, str]) -> Edit:
-    """Imports of modules under names, as one edit with the file's other imports."""
+    """Imports of modules under names, as one edit.
+
+    It follows the file's import of torch, since code such as `os.environ[…] = …` may have to run
+    before that; in a file that imports no torch, the imports that the file begins with.
+    """
     lines = [
         f"import {module}" + ("" if name == module else f" as {name}")
         for module, name in sorted(modules.items())
     ]
-    text = "".join(line + source.line_end for line in lines)
-    leading = _leading_imports(source.tree)
-    for statement in leading:  # as isort sorts: before the plain imports of later names
-        is_later = isinstance(statement, ast.Import) and statement.names[0].name > max(modules)
-        if is_later and source.start(statement) == source.line_start(statement.lineno):
-            return Edit(source.start(statement), source.start(statement), text)
-    after_torch = [each for each in leading if ast.unparse(each) == "import torch"]
-    if leading:
-        return _after(source, [*leading, *after_torch][-1], text)
-    return _before_the_code(source, text)
+    after = next(filter(_imports_torch, source.tree.body), None)
+    if after is None:
+        after = next(reversed(_leading_imports(source.tree)), None)
+    return _before_the_code(source, lines) if after is None else _after(source, after, lines)
+
+
+def _imports_torch(statement: ast.stmt) -> bool:
+    """Whether it imports torch, or what imports that, also in a try or under a condition."""
+    for each in _run_with_the_file([statement]):
+        names: list[str] = []
+        if isinstance(each, ast.Import):
+            names = [alias.name for alias in each.names]
+        elif isinstance(each, ast.ImportFrom) and not each.level:
+            names = [each.module or ""]
+        if any(name.split(".")[0] in _TORCH for name in names):
+            return True
+    return False
+
+
+def _run_with_the_file(block: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements, and those in them that aren't put off to a call or to another use."""
+    for statement in block:
+        yield statement
+        if isinstance(statement, Definition):
+            continue
+        if isinstance(statement, ast.If) and _NOT_ALWAYS.search(ast.unparse(statement.test)):
+            continue
+        for each in ast.iter_child_nodes(statement):
+            inner = [each] if isinstance(each, ast.stmt) else getattr(each, "body", ())
+            if not isinstance(each, ast.expr):
+                yield from _run_with_the_file(inner)
+
+
+def _instead_of_import(node: ast.AST) -> list[ast.expr]:
+    """What is set to None where an import fails."""
+    if not isinstance(node, ast.ExceptHandler):
+        return []
+    return [
+        target
+        for each in node.body
+        if isinstance(each, ast.Assign) and ast.unparse(each.value) == "None"
+        for target in each.targets
+    ]
 
 
 def _leading_imports(tree: ast.Module) -> list[ast.stmt]:
@@ -84,24 +128,28 @@ def _head(tree: ast.Module) -> int:
     return count
 
 
-def _after(source: Source, statement: ast.stmt, text: str) -> Edit:
+def _after(source: Source, statement: ast.stmt, new: list[str], between: str = "") -> Edit:
     """On the lines after the statement's, and after those that share its last one."""
     line = statement.end_lineno or 0
     for other in source.tree.body:
         if other.lineno <= line:
             line = max(line, other.end_lineno or 0)
     at = source.line_start(line + 1)
+    end = source.line_end_of(line)
+    text = between + "".join(each + end for each in new)
     if at == len(source.text) and not source.text.endswith(("\n", "\r")):
-        text = source.line_end + text.removesuffix(source.line_end)
+        text = end + text.removesuffix(end)
     return Edit(at, at, text)
 
 
-def _before_the_code(source: Source, text: str) -> Edit:
+def _before_the_code(source: Source, new: list[str]) -> Edit:
+    """Above the first statement and the comment on it, but below what the file begins with."""
     head = _head(source.tree)
     if head:
-        edit = _after(source, source.tree.body[head - 1], text)
-        return Edit(edit.start, edit.end, source.line_end + edit.text)
-    first = source.tree.body[0]
-    lines = [first.lineno, *(each.lineno for each in getattr(first, "decorator_list", ()))]
-    at = source.line_start(min(lines))
-    return Edit(at, at, text + 2 * source.line_end)
+        return _after(source, source.tree.body[head - 1], new, between=source.line_end)
+    line = first_line(source.tree.body[0])
+    lowest = next((i for i in (2, 1) if _FIRST.match(source.line(i))), 0) + 1
+    while line > lowest and source.line(line - 1).lstrip(" \t\f").startswith("#"):
+        line -= 1
+    at = source.line_start(line)
+    return Edit(at, at, "".join(each + source.line_end for each in [*new, "", ""]))

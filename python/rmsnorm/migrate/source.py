@@ -67,6 +67,15 @@ class Source:
         """Where a line begins; the end of the text for the line after the last."""
         return self._starts[line - 1] if line <= len(self._starts) else len(self.text)
 
+    def line(self, number: int) -> str:
+        """With its end."""
+        return self.text[self.line_start(number) : self.line_start(number + 1)]
+
+    def line_end_of(self, number: int) -> str:
+        """That of a line, or of the first where it has none."""
+        match = _LINE_END.search(self.line(number))
+        return match.group() if match else self.line_end
+
     def around(self, span: Span) -> list[ast.stmt]:
         """The statements that begin on its first line or above and end on its last or below."""
         return [
