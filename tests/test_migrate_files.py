@@ -95,6 +95,9 @@ class TestExit:
         assert migrate(path, "--check", "--write").exit_code == 2
         assert path.read_text() == NORM
 
+    def test_dirty_goes_with_write(self, path):
+        assert migrate(path, "--dirty").exit_code == 2
+
     def test_it_runs_without_pytorch(self, path):
         code = "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; "
         code += "from rmsnorm.cli import app; app()"

@@ -64,6 +64,19 @@ class TestText:
             "1 rewritten in 1 of 1 file; 0 left.\n"
         )
 
+    def test_what_could_not_be_written_is_said(self, folder):
+        (folder / "done.py").write_text(NORM)
+        (folder / "norm.py").chmod(0o444)
+        done = migrate("norm.py", "--write")
+        assert "RN902" in done.stdout
+        assert done.stdout.endswith("1 can be rewritten in 1 of 1 file; 0 left; 1 error.\n")
+        assert migrate("norm.py", "done.py", "--write").stdout.endswith(
+            "1 rewritten in 1 of 2 files; 1 can be rewritten in 1 of 2 files; 0 left; 1 error.\n"
+        )
+        report = json.loads(migrate("norm.py", "--json", "--write").stdout)
+        assert [each["action"] for each in report["findings"]] == ["rewrite", "error"]
+        assert report["would_change"] == ["norm.py"]
+
     def test_a_path_of_odd_bytes_stays_on_its_line(self, folder):
         odd = Path("a\nb[red]\udce9.py")
         odd.write_text(NORM)
@@ -162,6 +175,14 @@ class TestDiff:
         path.write_bytes(data)
         assert migrate(".", "--write", "--dirty").exit_code == 0
         assert patched == path.read_bytes() != data
+
+    def test_a_path_outside_of_the_current_folder_is_refused(self, folder, monkeypatch):
+        (folder / "inner").mkdir()
+        monkeypatch.chdir(folder / "inner")
+        done = migrate("../norm.py", "--diff")
+        assert done.exit_code == 2
+        assert done.stdout == ""
+        assert "outside of the current folder" in " ".join(re.findall(r"[\w./-]+", done.stderr))
 
     def test_errors_go_beside_the_patch(self, folder):
         done = migrate(".", "--diff")

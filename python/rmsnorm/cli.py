@@ -1,5 +1,6 @@
 """The command line: rmsnorm demo | bench | migrate | ops | doctor."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from rmsnorm.migrate.call import Target
 
 app = typer.Typer(
     help="The fused RMSNorm operator: the same bits everywhere, at the speed of memory.",
@@ -90,11 +93,6 @@ def doctor(
     doctor.run(as_json)
 
 
-class Target(Enum):
-    RMSNORM = "rmsnorm"
-    TORCH_NPU = "torch_npu"
-
-
 @app.command()
 def migrate(
     paths: Annotated[list[Path], typer.Argument(help="Files, and folders with *.py.")],
@@ -126,13 +124,20 @@ def migrate(
     --write. Source is parsed, never imported. `# rmsnorm: skip` on a line or above leaves it alone.
     """
     from rmsnorm.migrate import command
-    from rmsnorm.migrate.call import Target as Calls
 
     if (write and check) or diff + as_json + sarif > 1:
         raise typer.BadParameter("one of --write and --check, one of --diff, --json and --sarif")
+    if dirty and not write:
+        raise typer.BadParameter("--dirty goes with --write")
+    outside = [path for path in paths if diff and os.path.relpath(path).startswith(os.pardir)]
+    if outside:
+        raise typer.BadParameter(
+            f"--diff: git apply takes no path outside of the current folder, such as {outside[0]}; "
+            "run it in a folder above that"
+        )
     shape = command.Shape.DIFF if diff else command.Shape.JSON if as_json else command.Shape.TEXT
     shape = command.Shape.SARIF if sarif else shape
-    outcome = command.run_command(paths, Calls(target.value), shape, write, dirty)
+    outcome = command.run_command(paths, target, shape, write=write, allow_uncommitted=dirty)
     if outcome.has_errors:
         raise typer.Exit(2)
     if check and outcome.would_change:

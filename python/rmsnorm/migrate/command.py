@@ -30,7 +30,7 @@ class Outcome:
 
 
 def run_command(
-    paths: Sequence[Path], target: Target, shape: Shape, write: bool, allow_uncommitted: bool
+    paths: Sequence[Path], target: Target, shape: Shape, *, write: bool, allow_uncommitted: bool
 ) -> Outcome:
     """Prints the report; with `write`, the files that can be rewritten are.
 
@@ -38,7 +38,7 @@ def run_command(
     """
     results = list(run.run(paths, target))
     if write:
-        results = [run.save(result, allow_uncommitted) for result in results]
+        results = [run.save(result, allow_uncommitted=allow_uncommitted) for result in results]
     _print(results, target, shape)
     items = [item for result in results for item in result.items]
     return Outcome(

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 
 from rmsnorm.migrate.call import CannotRewriteError
-from rmsnorm.migrate.source import Source
+from rmsnorm.migrate.source import Source, dotted
 
 _PLAIN = {
     "Module",
@@ -81,7 +81,7 @@ class Heirs:
         if not isinstance(node, ast.Call) or len(node.args) < 2:
             return False
         makes = _name(node.func) == "new_class" or (
-            _name(node.func) in ("type", "__new__", "type.__new__") and len(node.args) > 2
+            _name(node.func) in ("type", "__new__") and len(node.args) > 2
         )
         return makes and any(
             self._is_one(each) for argument in node.args for each in ast.walk(argument)
@@ -115,7 +115,8 @@ class Heirs:
 
 
 def _name(node: ast.AST) -> str:
-    return ast.unparse(node).split("[")[0].split(".")[-1]
+    """The last part of a dotted name, without what it is subscripted with."""
+    return dotted(node.value if isinstance(node, ast.Subscript) else node).rpartition(".")[2]
 
 
 def _defined(node: ast.ClassDef) -> Iterator[str]:

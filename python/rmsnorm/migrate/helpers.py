@@ -9,7 +9,7 @@ from rmsnorm.migrate.body import Function, has_check, leading_checks
 from rmsnorm.migrate.call import CannotRewriteError
 from rmsnorm.migrate.heirs import Heirs
 from rmsnorm.migrate.skip import is_skipped
-from rmsnorm.migrate.source import Edit, Source, first_line
+from rmsnorm.migrate.source import Edit, Source, dotted, first_line
 from rmsnorm.reading.finding import Span
 
 
@@ -70,7 +70,7 @@ def _inherited(source: Source, owner: ast.ClassDef) -> dict[str, ast.FunctionDef
     classes, bases = {each.name: each for each in source.classes()}, list(owner.bases)
     seen: set[str] = set()
     while bases:
-        base = classes.get(name := ast.unparse(bases.pop()))
+        base = classes.get(name := dotted(bases.pop()))
         if base is not None and name not in seen:
             seen.add(name)
             found |= {each.name: each for each in base.body if isinstance(each, ast.FunctionDef)}

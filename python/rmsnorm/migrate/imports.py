@@ -6,10 +6,10 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 
-from rmsnorm.migrate.source import Definition, Edit, Source, first_line
+from rmsnorm.migrate.source import Definition, Edit, Source, dotted, first_line
 
 _TORCH = ("torch", "torch_npu")
-_NOT_ALWAYS = re.compile(r"\b(TYPE_CHECKING|__name__)\b")
+_NOT_ALWAYS = ("TYPE_CHECKING", "__name__")
 _FIRST = re.compile(r"#!|[ \t\f]*#.*coding[:=]")  # only the first two lines count
 
 
@@ -87,7 +87,9 @@ def _run_with_the_file(block: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
         yield statement
         if isinstance(statement, Definition):
             continue
-        if isinstance(statement, ast.If) and _NOT_ALWAYS.search(ast.unparse(statement.test)):
+        if isinstance(statement, ast.If) and any(
+            dotted(each).rpartition(".")[2] in _NOT_ALWAYS for each in ast.walk(statement.test)
+        ):
             continue
         for each in ast.iter_child_nodes(statement):
             inner = [each] if isinstance(each, ast.stmt) else getattr(each, "body", ())
@@ -96,13 +98,13 @@ def _run_with_the_file(block: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _instead_of_import(node: ast.AST) -> list[ast.expr]:
-    """What is set to None where an import fails."""
+    """What is set to None, or the like, where an import fails."""
     if not isinstance(node, ast.ExceptHandler):
         return []
     return [
         target
         for each in node.body
-        if isinstance(each, ast.Assign) and ast.unparse(each.value) == "None"
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant)
         for target in each.targets
     ]
 

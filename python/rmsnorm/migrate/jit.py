@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from rmsnorm.migrate.source import Definition, Source
+from rmsnorm.migrate.source import Definition, Source, dotted
 
 _COMPILER = re.compile(r"(^|\.)script(_\w+)?$|(^|\.)jit\.trace(_module)?$")
 _MODULE = re.compile(r"(^|\.)ScriptModule$")
@@ -44,13 +44,13 @@ def _given(tree: ast.Module) -> Iterator[ast.AST]:
     names = _names_of_compilers(tree)
 
     def is_compiler(node: ast.expr) -> bool:
-        text = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+        text = dotted(node.func if isinstance(node, ast.Call) else node)
         return text in names or _COMPILER.search(text) is not None
 
     for node in ast.walk(tree):
         if isinstance(node, Definition):
             bases = node.bases if isinstance(node, ast.ClassDef) else []
-            is_module = any(_MODULE.search(ast.unparse(base)) for base in bases)
+            is_module = any(_MODULE.search(dotted(base)) for base in bases)
             if is_module or any(map(is_compiler, node.decorator_list)):
                 yield node
         elif isinstance(node, ast.Call) and _is_path(node.func) and is_compiler(node.func):
@@ -66,7 +66,7 @@ def _names_of_compilers(tree: ast.Module) -> set[str]:
                 if _COMPILER.search(f"jit.{alias.name}"):
                     found.add(alias.asname or alias.name)
         elif isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
-            parts = (ast.unparse(each) for each in ast.walk(node.value) if _is_path(each))
+            parts = (dotted(each) for each in ast.walk(node.value) if _is_path(each))
             if any(map(_COMPILER.search, parts)):
                 found |= {each.id for each in node.targets if isinstance(each, ast.Name)}
     return found

@@ -6,7 +6,7 @@ import ast
 from dataclasses import dataclass
 
 from rmsnorm.migrate.imports import bound
-from rmsnorm.migrate.source import Edit, Source
+from rmsnorm.migrate.source import Edit, Source, dotted
 
 IMPORT_STAYS = (
     "the import of torch_npu stays, since it makes the device npu known; where the file has to run "
@@ -108,7 +108,7 @@ class _Names:
         if isinstance(node, ast.Attribute):
             return not isinstance(node.ctx, ast.Load) and self.function(node) is not None
         if not isinstance(node, ast.Call) or not any(
-            word in ast.unparse(node.func) for word in ("setattr", "patch")
+            word in dotted(node.func) for word in ("setattr", "patch")
         ):
             return False
         texts = (each.value for each in node.args if isinstance(each, ast.Constant))
@@ -120,7 +120,7 @@ class _Names:
         if isinstance(node, ast.Name):
             is_shadowed = node.id in self._shadowed
             return "the file gives its name to something else" if is_shadowed else None
-        if ast.unparse(node).split(".")[0] not in self._modules:
+        if dotted(node).split(".")[0] not in self._modules:
             if not is_called or node.attr == "default":
                 return "names the operator as graphs hold it; rmsnorm has another in its place"
             if self._matches_graphs:
@@ -133,7 +133,7 @@ class _Names:
             return self._functions.get(node.id)
         if not isinstance(node, ast.Attribute) or node.attr not in (*_FUNCTIONS, "default"):
             return None
-        path = ast.unparse(node).split(".")
+        path = dotted(node).split(".")
         if path[-1] == "default":
             path.pop()
         is_ours = path[-1] in _FUNCTIONS and (

@@ -74,20 +74,28 @@ def _details(item: Item) -> list[str]:
 
 def summary(results: Sequence[Result]) -> str:
     """How many norms and files, and what to do next."""
-    actions = [action(result, item) for result in results for item in result.items]
     changed = [result for result in results if result.new is not None]
-    written = sum(result.is_written for result in changed)
+    written = [result for result in changed if result.is_written]
+    could_be = [result for result in changed if not result.is_written]
     read = sum(result.is_read for result in results)
-    rewritten = actions.count("rewrite")
-    verb = "rewritten" if written else "can be rewritten"
-    counts = [f"{rewritten} {verb} in {len(changed)} of {_files(read)}"]
-    counts.append(f"{actions.count('leave') + actions.count('skip')} left")
-    if errors := actions.count("error"):
+    counts = []
+    if written:
+        counts.append(f"{_count(written, 'rewrite')} rewritten in {len(written)} of {_files(read)}")
+    if could_be or not written:
+        counts.append(
+            f"{_count(could_be, 'rewrite')} can be rewritten in {len(could_be)} of {_files(read)}"
+        )
+    counts.append(f"{_count(results, 'leave', 'skip')} left")
+    if errors := _count(results, "error"):
         counts.append(f"{errors} error" + "s" * (errors > 1))
     hint = ""
-    if changed and not written:
+    if could_be and not written and not any(result.is_refused for result in could_be):
         hint = " Nothing was written: --diff shows the changes, --write makes them."
     return "; ".join(counts) + "." + hint
+
+
+def _count(results: Sequence[Result], *actions: str) -> int:
+    return sum(action(result, item) in actions for result in results for item in result.items)
 
 
 def _files(count: int) -> str:

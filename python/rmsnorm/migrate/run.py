@@ -37,6 +37,11 @@ class Result:
     def is_read(self) -> bool:
         return not any(item.code in (Code.RN202, Code.RN901) for item in self.items)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether new was to be written and couldn't be."""
+        return any(item.code is Code.RN902 for item in self.items)
+
     def with_error(self, code: Code, text: str) -> Result:
         """The same, and nothing to write."""
         left = (replace(item, replacement=None, edits=()) for item in self.items)
@@ -99,12 +104,12 @@ def _with_notes(path: Path, target: Target, item: Item) -> Item:
     return replace(item, notes=(*item.notes, note))
 
 
-def save(result: Result, allow_uncommitted: bool) -> Result:
+def save(result: Result, *, allow_uncommitted: bool) -> Result:
     """Writes the new contents, if there are any."""
     if result.new is None or result.file is None:
         return result
     try:
-        write.write(result.file, result.new, allow_uncommitted)
+        write.write(result.file, result.new, allow_uncommitted=allow_uncommitted)
     except write.CannotWriteError as error:
-        return result.with_error(Code.RN902, str(error))
+        return replace(result, items=(*result.items, whole_file(Code.RN902, str(error))))
     return replace(result, is_written=True)

@@ -97,6 +97,16 @@ def first_line(node: ast.stmt) -> int:
     return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
 
 
+def dotted(node: ast.AST) -> str:
+    """A name with its attributes, as written; what isn't a name at the front counts as none."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    names.append(node.id if isinstance(node, ast.Name) else "")
+    return ".".join(reversed(names))
+
+
 def apply(text: str, edits: Sequence[Edit]) -> str:
     """The text with all edits made. They overlap nowhere."""
     parts, position = [], 0

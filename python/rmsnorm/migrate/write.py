@@ -17,7 +17,7 @@ class CannotWriteError(Exception):
     """Says why; the file is as it was."""
 
 
-def write(file: File, data: bytes, allow_uncommitted: bool) -> None:
+def write(file: File, data: bytes, *, allow_uncommitted: bool) -> None:
     """The file gets new contents; owner and mode stay.
 
     A new file is written beside it, brought to the disk and renamed: whatever happens, under the
