@@ -133,6 +133,7 @@ class TestFromTorchNpu:
         "rest",
         [
             "f = torch.ops.npu.npu_rms_norm.default\n",
+            "known = [torch_npu.npu_rms_norm]\n",
             "y = torch.ops.npu.npu_rms_norm.default(x, w)\n",
             "f = torch.ops.npu.npu_rms_norm\n",
             "is_norm = node.target == torch.ops.npu.npu_rms_norm.default\n",

@@ -101,7 +101,7 @@ def _norm(self, x):
                 "        self.weight = nn.Parameter(torch.ones(2, 64))\n",
                 "Heir sets weight, which forward reads",
             ),
-            ("class Heir(Norm):\n    eps = 1\n", "Heir sets eps, which forward reads"),
+            ("class Heir(Norm[int]):\n    eps = 1\n", "Heir sets eps, which forward reads"),
         ],
         ids=[
             "a method",
@@ -123,14 +123,27 @@ def _norm(self, x):
         assert item.text.endswith(reason)
         assert "return self._norm(x.float()).type_as(x) * self.weight" in migrated(text)
 
+    def test_an_expression_whose_factor_an_heir_sets_is_left(self):
+        method = FORWARD.replace("forward", "scaled").replace("    return (", "    return 1 + (")
+        text = norm_class(method)
+        heir = "\n\nclass Heir(Norm):\n    def __init__(self):\n        self.eps = 1\n"
+        assert set(codes(text)) == {"RN003"}
+        assert set(codes(text + heir)) == {"RN107"}
+
     @pytest.mark.parametrize(
         "rest",
         [
             "class Heir(Norm):\n    def extra(self, x):\n        return x\n",
+            "class Layer:\n    def __init__(self):\n        self._norm = Norm(64)\n",
             "class Mix:\n    eps = 1\n\nclass Heir(Norm, Mix):\n    pass\n",
             "class Heir(Norm):\n    eps = 1\n    def forward(self, x):\n        return x\n",
         ],
-        ids=["adds a method", "a mixin that comes later", "a forward of its own"],
+        ids=[
+            "adds a method",
+            "another's attribute",
+            "a mixin that comes later",
+            "a forward of its own",
+        ],
     )
     def test_a_class_whose_heir_changes_nothing_is_rewritten(self, rest):
         after = migrated(norm_class(self.CALL, self.HELPER) + "\n\n" + rest)
@@ -220,7 +233,7 @@ class TestLeft:
             "script = torch.jit.script(Norm(64))\n",
             "norm = Norm(64)\nscript = torch.jit.script(norm)\n",
             "from torch.jit import script as compiled\nf = compiled(Norm(64))\n",
-            "traced = torch.jit.trace(Norm(64), torch.ones(64))\n",
+            "import torch.jit as tj\ntraced = tj.trace(Norm(64), torch.ones(64))\n",
             "def save(model):\n    torch.jit.script(model).save('a')\n",
             "class Layer(nn.Module):\n    def __init__(self):\n        self.norm = Norm(64)\n\n"
             "torch.jit.script(Layer())\n",

@@ -46,7 +46,7 @@ class Heirs:
         for node in ast.walk(self._tree):
             if self._makes_a_class(node):
                 raise CannotRewriteError(f"type() makes an heir of {self._owner.name}")
-            if changed := called & set(_stored(node)):
+            if (changed := called & set(_stored(node))) and not _is_of_self(node):
                 raise CannotRewriteError(
                     f"the file assigns to {min(changed)}, which {method} calls"
                 )
@@ -75,7 +75,7 @@ class Heirs:
         return any(self._is_one(base) for base in node.bases)
 
     def _is_one(self, node: ast.AST) -> bool:
-        return isinstance(node, (ast.Name, ast.Attribute)) and _name(node) in self._names
+        return _name(node) in self._names
 
     def _makes_a_class(self, node: ast.AST) -> bool:
         if not isinstance(node, ast.Call) or len(node.args) < 2:
@@ -140,6 +140,12 @@ def _given_to_self(node: ast.ClassDef) -> Iterator[str]:
         if isinstance(each, ast.Call) and _name(each.func).startswith("register_"):
             given: Iterable[ast.expr] = [*each.args[:1], *(k.value for k in each.keywords)]
             yield from (str(a.value) for a in given if isinstance(a, ast.Constant))
+
+
+def _is_of_self(node: ast.AST) -> bool:
+    """Whether the object is self: that is another class's own, or the reading knows it."""
+    given = node.args[:1] if isinstance(node, ast.Call) else [getattr(node, "value", None)]
+    return any(isinstance(each, ast.Name) and each.id == "self" for each in given)
 
 
 def _stored(node: ast.AST) -> Iterator[str]:

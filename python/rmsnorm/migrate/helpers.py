@@ -44,7 +44,6 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list
     notes += [
         f"forward doesn't call {name} any more, which another file might override"
         for name in sorted(called - set(gone))
-        if not name.startswith("_")
     ]
     return [_lines(source, owner, method) for method in removed], notes
 

@@ -19,7 +19,9 @@ def name_of(source: Source, module: str) -> tuple[str, bool]:
     A file that gives the module's name to something else, such as `def rmsnorm(x)`, gets another.
     """
     taken = set(bound(source.tree, module))
-    for statement in _run_with_the_file(source.tree.body):
+    # A file that imports torch under a condition uses it only then; of others that isn't known.
+    block: Iterable[ast.stmt] = source.tree.body
+    for statement in _run_with_the_file(block) if module == "torch" else block:
         if isinstance(statement, ast.Import):
             for alias in statement.names:
                 name = alias.asname or alias.name

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from rmsnorm.migrate.source import Definition, Source, dotted
 
-_COMPILER = re.compile(r"(^|\.)script(_\w+)?$|(^|\.)jit\.trace(_module)?$")
+_COMPILER = re.compile(r"(^|\.)_?script(_\w+)?$|(^|\.)jit\.trace(_module)?$")
 _MODULE = re.compile(r"(^|\.)ScriptModule$")
 
 REASON = "torch.jit compiles what it is in, and can't compile a call of another library"
@@ -19,6 +19,8 @@ def compiles(source: Source, around: list[ast.stmt]) -> bool:
 
     All are where what torch.jit is given can't be followed, such as an argument.
     """
+    if "jit" not in source.text and "script" not in source.text:
+        return False
     given = list(_given(source.tree))
     if not given:
         return False
@@ -65,6 +67,10 @@ def _names_of_compilers(tree: ast.Module) -> set[str]:
             for alias in node.names:
                 if _COMPILER.search(f"jit.{alias.name}"):
                     found.add(alias.asname or alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name == "torch.jit" and alias.asname:
+                    found |= {f"{alias.asname}.trace", f"{alias.asname}.trace_module"}
         elif isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
             parts = (dotted(each) for each in ast.walk(node.value) if _is_path(each))
             if any(map(_COMPILER.search, parts)):

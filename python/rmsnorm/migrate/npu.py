@@ -43,12 +43,6 @@ def uses(tree: ast.Module) -> list[Use]:
     """In order of position."""
     names = _Names(tree)
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    compared = {
-        id(each)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Compare, ast.MatchValue, ast.Dict))
-        for each in _operands(node)
-    }
     found: list[Use] = []
     inside: set[int] = set()
     for node in ast.walk(tree):
@@ -61,20 +55,8 @@ def uses(tree: ast.Module) -> list[Use]:
         call = calls.get(id(node))
         keywords = [each for each in call.keywords if each.arg in ("input", "x")] if call else []
         why_left = names.why_left(node, is_called=call is not None)
-        if id(node) in compared:
-            why_left = "is compared, so it must stay what it is"
         found.append(Use(node, function, tuple(keywords), why_left))
     return sorted(found, key=lambda use: (use.node.lineno, use.node.col_offset))
-
-
-def _operands(node: ast.Compare | ast.MatchValue | ast.Dict) -> list[ast.AST]:
-    """What is compared by value, also when it is a member of a list or a key."""
-    if isinstance(node, ast.MatchValue):
-        return [node.value]
-    if isinstance(node, ast.Dict):
-        return [key for key in node.keys if key is not None]
-    sides = [node.left, *node.comparators]
-    return [*sides, *(each for side in sides for each in getattr(side, "elts", ()))]
 
 
 class _Names:
@@ -117,11 +99,12 @@ class _Names:
     def why_left(self, node: ast.Attribute | ast.Name, *, is_called: bool) -> str | None:
         if self._is_replaced:
             return "the file replaces torch_npu's function by another"
-        if isinstance(node, ast.Name):
-            is_shadowed = node.id in self._shadowed
-            return "the file gives its name to something else" if is_shadowed else None
-        if dotted(node).split(".")[0] not in self._modules:
-            if not is_called or node.attr == "default":
+        if isinstance(node, ast.Name) and node.id in self._shadowed:
+            return "the file gives its name to something else"
+        if not is_called:
+            return "is named without a call: what it is compared with may have to be the same"
+        if isinstance(node, ast.Attribute) and dotted(node).split(".")[0] not in self._modules:
+            if node.attr == "default":
                 return "names the operator as graphs hold it; rmsnorm has another in its place"
             if self._matches_graphs:
                 return "the file matches patterns in graphs, which hold torch_npu's operator"

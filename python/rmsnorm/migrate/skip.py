@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import tokenize
@@ -37,6 +38,7 @@ def is_skipped(source: Source, span: Span) -> bool:
     return any(line in lines or (line in above and alone) for line, alone in marks.items())
 
 
+@functools.lru_cache(maxsize=1)
 def _marks(text: str) -> dict[int, bool]:
     """The lines that hold the comment, and whether nothing else is on them."""
     if not _MARK.search(text):
