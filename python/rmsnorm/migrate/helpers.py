@@ -10,7 +10,7 @@ from rmsnorm.migrate.call import CannotRewriteError
 from rmsnorm.migrate.heirs import Heirs
 from rmsnorm.migrate.skip import is_skipped
 from rmsnorm.migrate.source import Edit, Source, dotted, first_line
-from rmsnorm.reading.finding import Span
+from rmsnorm.reading.finding import Description, Span
 
 
 def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list[Edit], list[str]]:
@@ -49,18 +49,33 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list
 
 
 def refuse_heirs(
-    source: Source, owner: ast.ClassDef, replaced: list[ast.AST], method: str
+    source: Source,
+    owner: ast.ClassDef,
+    replaced: list[ast.AST],
+    method: str,
+    attributes: set[str] | None = None,
 ) -> tuple[Heirs, set[str]]:
     """The heirs of a class, and the methods that what is replaced in a method of it calls.
 
-    Raises CannotRewriteError where an heir may give anything that is replaced another meaning.
+    attributes: those of self that count beside the methods; None: all that are read.
+
+    Raises CannotRewriteError where an heir may give one of them another meaning.
     """
     methods = {each.name: each for each in owner.body if isinstance(each, ast.FunctionDef)}
     methods = _inherited(source, owner) | methods
     called = _called(replaced, methods)
     heirs = Heirs(source, owner)
-    heirs.refuse_changes(method, called, _of_self([*replaced, *(methods[n] for n in called)]))
+    read = _of_self([*replaced, *(methods[name] for name in called)])
+    heirs.refuse_changes(method, called, read if attributes is None else called | attributes)
     return heirs, called
+
+
+def attributes_of(norm: Description | None) -> set[str]:
+    """Those of self that the norm is described by."""
+    if norm is None:
+        return set()
+    texts = (norm.x, norm.gamma, norm.gamma_if, norm.epsilon)
+    return _of_self([ast.parse(text, mode="eval") for text in texts if text])
 
 
 def _inherited(source: Source, owner: ast.ClassDef) -> dict[str, ast.FunctionDef]:

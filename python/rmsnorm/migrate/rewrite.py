@@ -196,10 +196,11 @@ class _Rewriter:
             if not isinstance(node, ast.expr) or not _is_as_written(self._source, node):
                 raise CannotRewriteError("its place inside of an f-string can't be told")
             around = self._source.around(finding.span)
+            attributes = helpers.attributes_of(finding.description)
             for i, each in enumerate(around):
-                if isinstance(each, ast.ClassDef):
-                    method = getattr(around[i + 1], "name", each.name)
-                    helpers.refuse_heirs(self._source, each, [node], method)
+                if isinstance(each, ast.ClassDef) and i + 1 < len(around):
+                    name = getattr(around[i + 1], "name", each.name)
+                    helpers.refuse_heirs(self._source, each, [around[i + 1]], name, attributes)
             edit = Edit(self._source.start(node), self._source.end(node), call.text(names))
             return [edit], []
         assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
