@@ -125,7 +125,7 @@ class TestExit:
 
     @pytest.mark.parametrize("name", ["rmsnorm.py", "rmsnorm/__init__.py"])
     def test_what_hides_the_package_is_noted(self, path, name):
-        assert "note:" not in migrate(path).stdout
+        assert "hides the package" not in migrate(path).stdout
         (path.parent / name).parent.mkdir(exist_ok=True)
         (path.parent / name).write_text("")
         assert f"note: {name} beside the file hides the package rmsnorm" in migrate(path).stdout

@@ -52,9 +52,10 @@ class TestText:
             "is no Python of this version: invalid syntax, line 1"
         )
         assert lines[1].startswith("layer.py:10:5: RN101 LayerNorm: close to RMSNorm, with ")
-        assert lines[-3:] == [
+        assert lines[-4:] == [
             "norm.py:4:1: RN002 norm: x / rms(x) * weight, epsilon eps, rounded once, in float32",
             "    becomes rmsnorm.rms_norm(x, weight, eps, out_dtype=torch.float32)",
+            "    note: weight must have one axis: the call spans as many as it has",
             "1 can be rewritten in 1 of 2 files; 1 left; 1 error. "
             "Nothing was written: --diff shows the changes, --write makes them.",
         ]
