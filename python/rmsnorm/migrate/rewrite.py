@@ -25,7 +25,8 @@ class Item:
         line, column, end_line, end_column: from 1, in characters; 1, 1, 1, 1 for a whole file.
         text: what is computed; for what is left, why.
         replacement: the call; None for what is left.
-        notes: where the call rounds otherwise than the source, or returns another dtype.
+        notes: where the call rounds otherwise than the source, or returns another dtype; methods
+            that are removed or not called any more.
         edits: those that concern this item alone.
     """
 
