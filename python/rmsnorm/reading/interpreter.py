@@ -216,6 +216,7 @@ class Frame:
             case ast.Call():
                 return self._call(node)
             case ast.Subscript(base, index):
+                check_effects(index)
                 return self._subscript(self.value(base), index)
             case ast.IfExp(test, body, orelse):
                 return self.value(body if self.truth(test) else orelse)
@@ -309,7 +310,7 @@ class Frame:
             method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             if shape and OPERATIONS.get(method) is operations.reshaped:
                 return operations.reshaped()
-            return Unknown(Cause.UNREADABLE, f"calls `{short(node)}` with unpacked arguments")
+            raise Refused(Cause.UNREADABLE, f"calls `{short(node)}` with unpacked arguments")
         args = [self.value(arg) for arg in node.args]
         kwargs = {
             keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg
