@@ -119,29 +119,22 @@ def distance(got, expected):
     return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": N,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
 def llama(dtype):
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=N,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config).to(dtype)
+    return LlamaForCausalLM(LlamaConfig(**SMALL)).to(dtype)
 
 
 def qwen3(dtype):
-    config = Qwen3Config(
-        vocab_size=32,
-        hidden_size=N,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
-    return Qwen3ForCausalLM(config).to(dtype)
+    return Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=16)).to(dtype)
 
 
 TOKENS = torch.arange(24).view(2, 12)

@@ -22,20 +22,13 @@ from transformers.monkey_patching import (
     unregister_patch_mapping,
 )
 
+import norms
 import rmsnorm
 from norms import TOKENS, N, every_dtype, llama, rows
 from operands import same_bits
 from rmsnorm.patch import patch, unpatch
 
-SMALL = {
-    "vocab_size": 32,
-    "hidden_size": N,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
+SMALL = {**norms.SMALL, "head_dim": 16}
 
 
 @pytest.fixture(autouse=True)

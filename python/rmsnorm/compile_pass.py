@@ -22,6 +22,7 @@ from rmsnorm.reading.graph import (
     name_of,
     squared,
 )
+from rmsnorm.reading.values import dtype_name
 from rmsnorm.replacement import packed_order, put_operator
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -125,11 +126,10 @@ class CompilePass:
         """
         x = example(norm.x)
         if x.dtype not in _DTYPES:
-            return f"x is {_short(x.dtype)}"
+            return f"x is {dtype_name(x.dtype)}"
         if x.layout != torch.strided or x.device.type not in ("cpu", "cuda"):
-            return (
-                f"x is {_short(x.layout)} on {x.device.type}; the kernels run on CPUs and on CUDA"
-            )
+            where = f"{dtype_name(x.layout)} on {x.device.type}"
+            return f"x is {where}; the kernels run on CPUs and on CUDA"
         if x.device.type == "cuda" and (lack := why_no_cuda()):
             return f"is on {lack}"  # cuda: …
         if autocast.get(x.device.type):
@@ -183,7 +183,7 @@ def _form(norm: Norm) -> str:
     means = norm.meaning
     epsilon = "a variable" if isinstance(norm.epsilon, Node) else f"{norm.epsilon:g}"
     return (
-        f"{_short(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {epsilon}, "
+        f"{dtype_name(example(norm.x).dtype)} -> {means.out_dtype}, epsilon {epsilon}, "
         f"gamma_offset {means.gamma_offset:g}, rounding {means.rounding}"
     )
 
@@ -207,7 +207,3 @@ def _uuid() -> str:
     for source in sources:
         digest.update(source.read_bytes())
     return f"rmsnorm {digest.hexdigest()}"
-
-
-def _short(name: object) -> str:
-    return str(name).removeprefix("torch.")

@@ -11,7 +11,7 @@ import torch
 from rmsnorm.forms import DTYPES, Form, Match, NotRmsNorm
 from rmsnorm.probe import Probe, neutral_state
 from rmsnorm.reading.live import read
-from rmsnorm.reading.values import Epsilon, Unknown
+from rmsnorm.reading.values import Epsilon, Unknown, dtype_name
 
 
 def find_forms(
@@ -76,7 +76,7 @@ def _forms_read(
     gamma_dtype: torch.dtype | None,
 ) -> list[Form]:
     """What the source says that a module computes; one form for each epsilon that it may mean."""
-    meaning = read(module, _name(x_dtype), _name(gamma_dtype or x_dtype))
+    meaning = read(module, dtype_name(x_dtype), dtype_name(gamma_dtype or x_dtype))
     if isinstance(meaning, Unknown):
         raise NotRmsNorm(f"its forward {meaning.reason}")
     if meaning.gamma != (None if gamma_name is None else f"self.{gamma_name}"):
@@ -108,7 +108,3 @@ def _epsilons(epsilon: Epsilon) -> list[str | float]:
     if epsilon.value is None or not name.isidentifier():
         raise NotRmsNorm(f"its forward adds {epsilon.text}, which is no number of its own")
     return [name if epsilon.text.startswith("self.") else epsilon.value]  # of a file: a constant
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

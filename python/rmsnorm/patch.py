@@ -14,7 +14,8 @@ from rmsnorm.forms import DTYPES, Match, NotRmsNorm
 from rmsnorm.fused import FusedNorm, fused_class, restore
 from rmsnorm.library import why_no_cuda
 from rmsnorm.module import RMSNorm
-from rmsnorm.report import Left, Replaced, Report, short
+from rmsnorm.reading.values import dtype_name
+from rmsnorm.report import Left, Replaced, Report
 
 _WIDEST = 2**17  # elements of a gamma; a parameter with more is a matrix
 PLAIN = (bool, int, float, str, tuple, torch.dtype, type(None))  # told apart by their text
@@ -181,7 +182,7 @@ def _verdict(
         return f"is on {lack}"  # cuda: …
     for name, shape, dtype in held:
         if dtype not in DTYPES:
-            return f"its {name} is {short(dtype)}"
+            return f"its {name} is {dtype_name(dtype)}"
         if min(shape, default=1) < 2:
             return f"its {name}, of shape {list(shape)}, says nothing about the width of x"
         if torch.Size(shape).numel() > _WIDEST:

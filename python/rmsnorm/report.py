@@ -13,6 +13,7 @@ import torch
 
 from rmsnorm.forms import Difference, Match
 from rmsnorm.fused import restore
+from rmsnorm.reading.values import dtype_name
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Replaced:
         scale = "no weight" if form.gamma is None else f"gamma_offset {form.gamma_offset:g}"
         lines = [f"{self.class_name}: epsilon {self.epsilon:g}, {scale}"]
         for match in self.matches:
-            dtypes = f"{short(match.x_dtype)} -> {short(match.form.out_dtype)}"
+            dtypes = f"{dtype_name(match.x_dtype)} -> {dtype_name(match.form.out_dtype)}"
             rounding = match.form.rounding
             if rounding != match.own_rounding:
                 rounding += f", its own was {match.own_rounding}"
@@ -92,10 +93,6 @@ class Report:
     def __reduce__(self) -> Any:
         """For pickle, which takes no weak references: modules don't travel with a report."""
         return Report, (self.replaced, self.left)
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _in_words(difference: Difference) -> str:

@@ -7,14 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from rmsnorm.migrate.call import CannotRewriteError
 from rmsnorm.migrate.source import Source, dotted
+from rmsnorm.reading.file import Definition
 
-_PLAIN = {
-    "Module",
-    "object",
-    "ABC",
-    "Generic",
-    "Protocol",
-}  # bases that have none of a norm's names
+# Bases that have none of a norm's names.
+_PLAIN = {"Module", "object", "ABC", "Generic", "Protocol"}
 
 
 class Heirs:
@@ -124,7 +120,7 @@ def _defined(node: ast.ClassDef) -> Iterator[str]:
     waiting: list[ast.AST] = list(node.body)
     while waiting:
         each = waiting.pop()
-        if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        if isinstance(each, Definition):
             yield each.name
             continue
         if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):

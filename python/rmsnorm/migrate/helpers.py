@@ -28,7 +28,7 @@ def remove(source: Source, owner: ast.ClassDef, forward: Function) -> tuple[list
     for name in sorted(called & methods.keys()):
         if has_check(methods[name]):
             raise CannotRewriteError(f"{name}, which forward calls, checks what it is given")
-        if is_skipped(source, _span(methods[name])):
+        if is_skipped(source, Span.of(methods[name])):
             raise CannotRewriteError(f"{name}, which forward calls, is to be skipped")
     elsewhere = _of_other_objects(source, [owner, *heirs.classes])
     removed: list[ast.FunctionDef] = []
@@ -90,10 +90,6 @@ def _inherited(source: Source, owner: ast.ClassDef) -> dict[str, ast.FunctionDef
             found |= {each.name: each for each in base.body if isinstance(each, ast.FunctionDef)}
             bases += base.bases
     return found
-
-
-def _span(node: ast.FunctionDef) -> Span:
-    return Span(first_line(node), node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
 
 
 def _called(nodes: list[ast.AST], methods: dict[str, ast.FunctionDef]) -> set[str]:

@@ -6,7 +6,8 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 
-from rmsnorm.migrate.source import Definition, Edit, Source, dotted, first_line
+from rmsnorm.migrate.source import Edit, Source, dotted, first_line
+from rmsnorm.reading.file import Definition
 
 _TORCH = ("torch", "torch_npu")
 _NOT_ALWAYS = ("TYPE_CHECKING", "__name__")
@@ -42,7 +43,7 @@ def bound(tree: ast.AST, module: str) -> Iterable[str]:
                 yield node.id
         elif isinstance(node, ast.arg):
             yield node.arg
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        elif isinstance(node, Definition):
             yield node.name
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:

@@ -6,7 +6,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from rmsnorm.migrate.source import Definition, Source, dotted
+from rmsnorm.migrate.source import Source, dotted
+from rmsnorm.reading.file import Definition
 
 _COMPILER = re.compile(r"(^|\.)_?script(_\w+)?$|(^|\.)jit\.trace(_module)?$")
 _MODULE = re.compile(r"(^|\.)ScriptModule$")

@@ -149,7 +149,7 @@ class _Rewriter:
     def take_use(self, use: npu.Use) -> None:
         """A use of torch_npu becomes an item."""
         node = use.node
-        span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
+        span = Span.of(node)
         why_left = use.why_left
         if why_left is None and jit.compiles(self._source, self._source.around(span)):
             why_left = jit.REASON

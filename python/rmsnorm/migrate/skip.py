@@ -7,7 +7,8 @@ import io
 import re
 import tokenize
 
-from rmsnorm.migrate.source import Definition, Source, first_line
+from rmsnorm.migrate.source import Source, first_line
+from rmsnorm.reading.file import Definition
 from rmsnorm.reading.finding import Span
 
 _MARK = re.compile(r"#\s*rmsnorm:\s*skip(?![\w-])")

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rmsnorm.reading.finding import Span
+from rmsnorm.reading.finding import Span, first_line
 
 _LINE_END = re.compile(r"\r\n|\r|\n")  # what Python takes for one; str.splitlines knows more
-
-Definition = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,6 @@ class Source:
 
     def classes(self) -> Iterator[ast.ClassDef]:
         return (node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef))
-
-
-def first_line(node: ast.stmt) -> int:
-    """That of its first decorator, or its own."""
-    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
 
 
 def dotted(node: ast.AST) -> str:

@@ -14,7 +14,7 @@ from rmsnorm.reading.file import File, local_names
 from rmsnorm.reading.finding import Description, Finding, Kind
 from rmsnorm.reading.interpreter import Frame, Interpreter, Scope, Undecided
 from rmsnorm.reading.merge import Found, described, finding
-from rmsnorm.reading.scope import ClassScope, SourceScope, in_scope
+from rmsnorm.reading.scope import ClassScope, SourceScope, arguments, in_scope
 from rmsnorm.reading.values import Refused, Self, Symbol, Unknown, Value, tensor_x
 
 _WORK = 200_000  # nodes of one function that are run, again and again where they are nested
@@ -31,9 +31,9 @@ def norms_in(file: File, function: ast.FunctionDef, owner: ast.ClassDef | None) 
     A scale counts where it is a parameter of `owner`, the class that the function is a method of;
     any other factor may be of any shape, and stays where it is.
     """
-    expressions = list(_own_expressions(function))
     if not may_be_norm(function):
         return []
+    expressions = list(_own_expressions(function))
     found: list[Finding] = []
     names = _Names(function, expressions)
     for expression in filter(names.reach_a_root, expressions):
@@ -98,8 +98,7 @@ class _Names:
     work: int = 0
 
     def __post_init__(self) -> None:
-        spec = self.function.args
-        self.stored = Counter(arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs))
+        self.stored = Counter(arguments(self.function))
         values: dict[str, ast.expr] = {}
         for node in ast.walk(self.function):
             self.stored.update(_changed(node))
@@ -126,16 +125,14 @@ class _Names:
 
     def _origins(self, node: ast.expr | None) -> Iterator[str]:
         """The name at the bottom of x.float().to(…), first the one that it is a cast of."""
-        for _ in range(8):
-            while isinstance(node, (ast.Attribute, ast.Call)):
-                node = node.value if isinstance(node, ast.Attribute) else node.func
-            if not isinstance(node, ast.Name):
-                return
-            inner = self.once.get(node.id)
-            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute):
-                yield from self._origins(inner)
-            yield node.id
+        while isinstance(node, (ast.Attribute, ast.Call)):
+            node = node.value if isinstance(node, ast.Attribute) else node.func
+        if not isinstance(node, ast.Name):
             return
+        match self.once.get(node.id):
+            case ast.Call(ast.Attribute()) as inner if inner.lineno < node.lineno:
+                yield from self._origins(inner)
+        yield node.id
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rmsnorm.reading.parameters import is_buffer
 from rmsnorm.reading.syntax import imported
 from rmsnorm.reading.values import Value
 
-_BINDERS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+Definition = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class File:
@@ -36,14 +36,14 @@ class File:
         }
         self.enclosing: dict[ast.AST, list[ast.AST]] = {}
         self.replaced: set[tuple[str, str]] = set()
-        self._index(tree, [])
+        self._index(tree)
         self._held: dict[ast.ClassDef, dict[str, list[ast.expr]]] = {}
 
-    def _index(self, tree: ast.AST, around: list[ast.AST]) -> None:
-        waiting = [(tree, around)]
+    def _index(self, tree: ast.AST) -> None:
+        waiting: list[tuple[ast.AST, list[ast.AST]]] = [(tree, [])]
         while waiting:
             node, around = waiting.pop()
-            if isinstance(node, _BINDERS):
+            if isinstance(node, Definition):
                 self.enclosing[node] = around
                 around = [*around, node]
             match node:
@@ -84,7 +84,7 @@ def local_names(function: ast.FunctionDef) -> frozenset[str]:
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
-        elif isinstance(node, _BINDERS) and node is not function:
+        elif isinstance(node, Definition) and node is not function:
             names.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names.update(imported(node))
@@ -129,7 +129,7 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     """Those of a block, and of the blocks in it that are run with it."""
     for node in body:
         yield node
-        if not isinstance(node, _BINDERS):
+        if not isinstance(node, Definition):
             for field in ("body", "orelse", "finalbody", "handlers", "cases"):
                 yield from _statements(getattr(node, field, []))
 
@@ -147,9 +147,8 @@ def _assignments(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
             case ast.Call(ast.Attribute(_, "register_parameter" | "register_buffer"), args):
                 given = [*args, *(keyword.value for keyword in each.keywords)]
                 if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str):
-                    name = given[0].value
-                    buffer = is_buffer(each) or len(given) < 2
-                    yield from [(name, each if buffer else given[1])]
+                    whole = is_buffer(each) or len(given) < 2
+                    yield given[0].value, each if whole else given[1]
             case ast.Call(ast.Name("setattr"), [ast.Name("self"), ast.Constant(str(name)), value]):
                 yield name, value
 

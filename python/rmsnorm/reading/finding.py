@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from enum import Enum
+
+
+def first_line(node: ast.stmt | ast.expr) -> int:
+    """That of its first decorator, or its own."""
+    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
 
 
 class Kind(Enum):
@@ -22,6 +28,12 @@ class Span:
     column: int
     end_line: int
     end_column: int
+
+    @classmethod
+    def of(cls, node: ast.stmt | ast.expr) -> Span:
+        """From the first line of its decorators, where it has some, to its end."""
+        end = node.end_lineno or 0, node.end_col_offset or 0
+        return cls(first_line(node), node.col_offset, *end)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from rmsnorm.reading.values import (
     Symbol,
     Unknown,
     Value,
+    dtype_name,
     scale,
     tensor_x,
 )
@@ -86,7 +87,7 @@ class Reader:
     def __init__(self, x: Node) -> None:
         self.x = x
         self.like = example(x)
-        self.dtype = _name(self.like.dtype)
+        self.dtype = dtype_name(self.like.dtype)
         self.values: dict[Node, Value] = {x: tensor_x(self.dtype)}
         self._scales: dict[Node, Product] = {}
         self._named: dict[str, Node] = {}  # scales and epsilons, by their text in a value
@@ -167,7 +168,7 @@ class Reader:
 
     def _agrees(self, node: Node, value: Product) -> bool:
         seen = example(node)
-        if not isinstance(seen, FakeTensor) or _name(seen.dtype) != value.dtype:
+        if not isinstance(seen, FakeTensor) or dtype_name(seen.dtype) != value.dtype:
             return False
         if seen.device != self.like.device:
             return False
@@ -184,7 +185,7 @@ class Reader:
             case Node():
                 return self._value_of_node(arg, operation)
             case torch.dtype():
-                return Dtype(_name(arg))
+                return Dtype(dtype_name(arg))
             case bool():
                 return Constant(arg)
             case int() | float() if operation in (operations.times, operations.over):
@@ -203,7 +204,7 @@ class Reader:
             return value
         seen = example(node)
         if isinstance(seen, FakeTensor) and operation is operations.to:
-            return self._scale(node) or Dtype(_name(seen.dtype))
+            return self._scale(node) or Dtype(dtype_name(seen.dtype))
         if isinstance(seen, FakeTensor):
             other = Unknown(Cause.GATED, f"computes with {node.name}, another tensor")
             return self._scale(node) or value or other
@@ -230,7 +231,7 @@ class Reader:
         seen = example(node)
         rank = seen.dim()
         fits = 1 <= rank <= self.like.dim() and same_shape(seen.shape, self.like.shape[-rank:])
-        if not fits or _name(seen.dtype) not in FLOATS or seen.device != self.like.device:
+        if not fits or dtype_name(seen.dtype) not in FLOATS or seen.device != self.like.device:
             return None
         found = None
         if depth < _NESTED_SCALES and node.all_input_nodes[:1] and node not in self.values:
@@ -238,7 +239,7 @@ class Reader:
             if isinstance(example(inner), FakeTensor) and self._scale(inner, depth + 1):
                 found = self._result(node)
         if not isinstance(found, Product) or not _is_plain_scale(found):
-            found = scale(node.name, _name(seen.dtype))
+            found = scale(node.name, dtype_name(seen.dtype))
             self._named[node.name] = node
         self._scales[node] = found
         return found
@@ -323,7 +324,7 @@ def _widens(node: Node) -> bool:
     casts = [OPERATIONS[name] for name in ("to", "type_as", "float")]
     if _operation(node) not in casts or before.device != after.device:
         return False
-    wider = _name(before.dtype) in FLOATS and after.dtype == torch.float32
+    wider = dtype_name(before.dtype) in FLOATS and after.dtype == torch.float32
     return wider or before.dtype == after.dtype
 
 
@@ -347,7 +348,3 @@ def _from_the_end(dim: Value, rank: int) -> Value:
         axes = [axis - rank if axis >= 0 else axis for axis in dim.value]
         return Constant(tuple(axes))
     return dim
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

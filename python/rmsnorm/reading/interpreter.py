@@ -49,6 +49,8 @@ _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Pow: operations.power,
 }
 
+_DTYPES = {name: name for name in (*FLOATS, "float64")}
+_DTYPES |= {"half": "float16", "float": "float32", "double": "float64"}
 _KEYWORDS = {"axis": "dim", "ord": "p", "keepdims": "keepdim"}
 
 
@@ -281,12 +283,8 @@ class Frame:
             case Self():
                 return self._scope.attribute(name)
             case Named(path):
-                dtype = name if path == "torch" else None
-                dtype = {"half": "float16", "float": "float32", "double": "float64"}.get(
-                    name, dtype
-                )
-                if path == "torch" and dtype is not None and dtype in (*FLOATS, "float64"):
-                    return Dtype(dtype)
+                if path == "torch" and name in _DTYPES:
+                    return Dtype(_DTYPES[name])
                 return Named(f"{path}.{name}")
             case Product() if name == "dtype":
                 return Dtype(found.dtype)

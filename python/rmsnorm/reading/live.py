@@ -25,6 +25,7 @@ from rmsnorm.reading.values import (
     Symbol,
     Unknown,
     Value,
+    dtype_name,
     scale,
     tensor_x,
 )
@@ -115,7 +116,7 @@ class _LiveScope:
 
     def _object(self, found: Any, name: str) -> Value:
         if isinstance(found, torch.dtype):
-            return Dtype(str(found).removeprefix("torch."))
+            return Dtype(dtype_name(found))
         if isinstance(found, bool | str | tuple | None):
             return Constant(found)
         if isinstance(found, (int, float)):

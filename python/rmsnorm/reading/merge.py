@@ -19,9 +19,7 @@ def finding(
     kind: Kind, name: str, node: ast.FunctionDef | ast.expr, what: Description | Unknown
 ) -> Finding:
     """What was found at a node of the source."""
-    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
-    first = min(each.lineno for each in (node, *decorators))
-    span = Span(first, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
+    span = Span.of(node)
     if isinstance(what, Unknown):
         return Finding(kind, name, span, None, what.cause, what.reason)
     return Finding(kind, name, span, what)
@@ -120,8 +118,7 @@ def _notes(
         if isinstance(means, Unknown):
             notes[mix] = f"{mix}, the source {means.reason}; the call returns {_short(x, now)}"
         elif means.out_dtype != now:
-            was = "float32" if means.out_dtype == "float32" else means.out_dtype
-            notes[mix] = f"{mix}, y was {was} and is of {_short(x, now)} now"
+            notes[mix] = f"{mix}, y was {means.out_dtype} and is of {_short(x, now)} now"
         elif x in SIXTEEN_BITS and means.rounding != description.rounding:
             notes[mix] = f"{mix}, the source rounds {means.rounding}"
     return list(notes.values())

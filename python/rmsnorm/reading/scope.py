@@ -131,8 +131,7 @@ class ClassScope(SourceScope):
         """
         found = [self.owner]
         while True:
-            bases = [base for base in found[-1].bases]
-            names = [ast.unparse(base) for base in bases]
+            names = [ast.unparse(base) for base in found[-1].bases]
             if all(name.rpartition(".")[2] in ("Module", "object") for name in names):
                 return found, True
             base = self.file.classes.get(names[0]) if len(names) == 1 else None

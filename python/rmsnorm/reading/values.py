@@ -217,6 +217,11 @@ class Product(Value):
         return self.powers == Powers(square=1) and not self.columns and self.constant == 1
 
 
+def dtype_name(dtype: object) -> str:
+    """The name of one of PyTorch's dtypes, layouts, …, without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
 def tensor_x(dtype: str) -> Product:
     return Product(dtype, dtype, Powers(x=1))
 
