@@ -26,7 +26,7 @@ void CheckNoTangent(const char* name, const MaybeTensor& tensor) {
 Tensor OrUndefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor()); }
 
 MaybeTensor OrAbsent(const Tensor& tensor) {
-  return tensor.defined() ? MaybeTensor(tensor) : std::nullopt;
+  return tensor.defined() ? MaybeTensor(tensor) : MaybeTensor();
 }
 
 struct RmsNormFunction : Function<RmsNormFunction> {
@@ -34,8 +34,8 @@ struct RmsNormFunction : Function<RmsNormFunction> {
 
   // rstd has no gradient; as an output it would be refused by compiled autograd.
   static Tensor forward(AutogradContext* context, const Tensor& x, const MaybeTensor& gamma,
-                        double epsilon, double gamma_offset, std::string_view rounding,
-                        std::optional<at::ScalarType> out_dtype, Tensor* rstd) {
+                        double epsilon, double gamma_offset, StringView rounding,
+                        Optional<at::ScalarType> out_dtype, Tensor* rstd) {
     const at::AutoDispatchBelowADInplaceOrView below;
     Tensor y;
     std::tie(y, *rstd) = RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
@@ -116,8 +116,8 @@ struct RmsNormBackwardFunction : Function<RmsNormBackwardFunction> {
       if (saved[i].defined() && saved[i].requires_grad()) inputs.push_back(saved[i]);
     }
     const variable_list found =
-        torch::autograd::grad(outputs, inputs, output_gradients, /*retain_graph=*/std::nullopt,
-                              create_graph, /*allow_unused=*/true);
+        torch::autograd::grad(outputs, inputs, output_gradients, /*retain_graph=*/{}, create_graph,
+                              /*allow_unused=*/true);
     variable_list result(6);  // dy, x, gamma; rstd, gamma_offset and wanted have none
     for (int i = 0, next = 0; i < 3; ++i) {
       if (saved[i].defined() && saved[i].requires_grad()) result[i] = found[next++];
@@ -127,9 +127,8 @@ struct RmsNormBackwardFunction : Function<RmsNormBackwardFunction> {
 };
 
 std::tuple<Tensor, Tensor> RmsNormAutograd(const Tensor& x, const MaybeTensor& gamma,
-                                           double epsilon, double gamma_offset,
-                                           std::string_view rounding,
-                                           std::optional<at::ScalarType> out_dtype) {
+                                           double epsilon, double gamma_offset, StringView rounding,
+                                           Optional<at::ScalarType> out_dtype) {
   CheckNoTangent("x", x);
   CheckNoTangent("gamma", gamma);
   if (at::GradMode::is_enabled() && (x.requires_grad() || NeedsGrad(gamma))) {
@@ -143,7 +142,7 @@ std::tuple<Tensor, Tensor> RmsNormAutograd(const Tensor& x, const MaybeTensor& g
 }
 
 void RmsNormOutAutograd(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                        double gamma_offset, std::string_view rounding, Tensor& out) {
+                        double gamma_offset, StringView rounding, Tensor& out) {
   CheckNoTangent("x", x);
   CheckNoTangent("gamma", gamma);
   CheckNoTangent("out", out);
@@ -157,7 +156,7 @@ void RmsNormOutAutograd(const Tensor& x, const MaybeTensor& gamma, double epsilo
 
 // Runs in inference mode too, where the kernel above doesn't.
 void RmsNormOutInplace(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                       double gamma_offset, std::string_view rounding, Tensor& out) {
+                       double gamma_offset, StringView rounding, Tensor& out) {
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     RmsNormOut(x, gamma, epsilon, gamma_offset, rounding, out);

@@ -37,19 +37,19 @@ PyObject* Call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!plain) Py_RETURN_NOTIMPLEMENTED;
   const Tensor x = THPVariable_Unpack(args[0]);  // held: Python goes on meanwhile
   const MaybeTensor gamma =
-      args[1] == Py_None ? std::nullopt : MaybeTensor(THPVariable_Unpack(args[1]));
+      args[1] == Py_None ? MaybeTensor() : MaybeTensor(THPVariable_Unpack(args[1]));
   const double epsilon = PyFloat_AS_DOUBLE(args[2]);
   const double gamma_offset = PyFloat_AS_DOUBLE(args[3]);
   Py_ssize_t length;
   const char* rounding = PyUnicode_AsUTF8AndSize(args[4], &length);
   if (rounding == nullptr) return nullptr;
-  std::optional<at::ScalarType> out_dtype;
+  Optional<at::ScalarType> out_dtype;
   if (args[5] != Py_None) out_dtype = reinterpret_cast<THPDtype*>(args[5])->scalar_type;
   Tensor y, rstd;
   {
     const WithoutInterpreter others_run;
     std::tie(y, rstd) = RmsNorm(x, gamma, epsilon, gamma_offset,
-                                {rounding, static_cast<size_t>(length)}, out_dtype);
+                                StringView(rounding, static_cast<size_t>(length)), out_dtype);
   }
   if constexpr (outputs == Outputs::kY) return THPVariable_Wrap(std::move(y));
   return Py_BuildValue("NN", THPVariable_Wrap(std::move(y)), THPVariable_Wrap(std::move(rstd)));

@@ -3,9 +3,11 @@
 #include "ops.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/api/include/torch/version.h>
 #include <torch/library.h>
 
 #include <string>
+#include <vector>
 
 #include "core/ops.h"
 #include "devices.h"
@@ -53,7 +55,7 @@ std::string OutSchema() {
   return "rms_norm_out(" + inputs + ", *, Tensor(a!) out) -> ()";
 }
 
-rmsnorm_rounding RoundingOf(std::string_view name) {
+rmsnorm_rounding RoundingOf(StringView name) {
   if (name == "once") return RMSNORM_ROUND_ONCE;
   TORCH_CHECK_VALUE(name == "before_gamma", "rounding: ", name, "; expected ", kRounding.accepted);
   return RMSNORM_ROUND_BEFORE_GAMMA;
@@ -62,7 +64,7 @@ rmsnorm_rounding RoundingOf(std::string_view name) {
 // Everything of a forward call but its outputs. The tensors that `rows` and `column` hold must
 // outlive the use of args.
 rmsnorm_forward_args ForwardArgs(const Shape& shape, const Rows& x, const Column& gamma,
-                                 double epsilon, double gamma_offset, std::string_view rounding) {
+                                 double epsilon, double gamma_offset, StringView rounding) {
   rmsnorm_forward_args args = {};
   args.size = sizeof(args);
   args.rows = shape.rows;
@@ -77,8 +79,8 @@ rmsnorm_forward_args ForwardArgs(const Shape& shape, const Rows& x, const Column
 
 template <class Device>
 std::tuple<Tensor, Tensor> RmsNormOn(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                                     double gamma_offset, std::string_view rounding,
-                                     std::optional<at::ScalarType> out_dtype) {
+                                     double gamma_offset, StringView rounding,
+                                     Optional<at::ScalarType> out_dtype) {
   CheckDevice("gamma", gamma, x);
   const Device device(x);
   const Shape shape = ShapeOf(x, gamma);
@@ -99,7 +101,7 @@ std::tuple<Tensor, Tensor> RmsNormOn(const Tensor& x, const MaybeTensor& gamma, 
 
 template <class Device>
 void RmsNormOutOn(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
-                  std::string_view rounding, Tensor& out) {
+                  StringView rounding, Tensor& out) {
   CheckDevice("gamma", gamma, x);
   CheckDevice("out", out, x);
   const Device device(x);
@@ -125,9 +127,9 @@ void RmsNormOutOn(const Tensor& x, const MaybeTensor& gamma, double epsilon, dou
 
 // For negated views, of which PyTorch's fallback needs an operator to return its output.
 void RmsNormOutNegative(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                        double gamma_offset, std::string_view rounding, Tensor& out) {
+                        double gamma_offset, StringView rounding, Tensor& out) {
   Tensor y = out.is_neg() ? at::_neg_view(out) : out;  // the memory as it is
-  const MaybeTensor plain_gamma = gamma ? MaybeTensor(gamma->resolve_neg()) : std::nullopt;
+  const MaybeTensor plain_gamma = gamma ? MaybeTensor(gamma->resolve_neg()) : MaybeTensor();
   RmsNormOut(x.resolve_neg(), plain_gamma, epsilon, gamma_offset, rounding, y);
   if (out.is_neg()) y.neg_();
 }
@@ -183,14 +185,14 @@ c10::TypedOperatorHandle<Signature> Find(const char* name) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> RmsNorm(const Tensor& x, const MaybeTensor& gamma, double epsilon,
-                                   double gamma_offset, std::string_view rounding,
-                                   std::optional<at::ScalarType> out_dtype) {
+                                   double gamma_offset, StringView rounding,
+                                   Optional<at::ScalarType> out_dtype) {
   static const auto op = Find<decltype(RmsNorm)>("rmsnorm::rms_norm");
   return op.call(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
 }
 
 void RmsNormOut(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
-                std::string_view rounding, Tensor& out) {
+                StringView rounding, Tensor& out) {
   static const auto op = Find<decltype(RmsNormOut)>("rmsnorm::rms_norm_out");
   op.call(x, gamma, epsilon, gamma_offset, rounding, out);
 }
@@ -203,9 +205,14 @@ std::tuple<Tensor, Tensor> RmsNormBackward(const Tensor& dy, const Tensor& x,
 }
 
 TORCH_LIBRARY(rmsnorm, m) {
-  m.set_python_module("rmsnorm.fake");
-  for (const OpSpec* op : kOps) m.def(SchemaOf(*op).c_str(), {at::Tag::pt2_compliant_tag});
-  m.def(OutSchema().c_str(), {at::Tag::pt2_compliant_tag});
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 2
+  const std::vector<at::Tag> tags;
+#else
+  m.impl_abstract_pystub("rmsnorm.fake");  // the first name of set_python_module
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+#endif
+  for (const OpSpec* op : kOps) m.def(SchemaOf(*op).c_str(), tags);
+  m.def(OutSchema().c_str(), tags);
 }
 
 template <class Device>

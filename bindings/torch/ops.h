@@ -2,25 +2,20 @@
 #ifndef RMSNORM_BINDINGS_TORCH_OPS_H_
 #define RMSNORM_BINDINGS_TORCH_OPS_H_
 
-#include <ATen/ATen.h>
-
 #include <array>
-#include <optional>
-#include <string_view>
 #include <tuple>
 
-namespace rmsnorm::torch_binding {
+#include "types.h"
 
-using at::Tensor;
-using MaybeTensor = std::optional<at::Tensor>;
+namespace rmsnorm::torch_binding {
 
 // Visible to the library of rmsnorm.call.
 [[gnu::visibility("default")]] std::tuple<Tensor, Tensor> RmsNorm(
     const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
-    std::string_view rounding, std::optional<at::ScalarType> out_dtype);
+    StringView rounding, Optional<at::ScalarType> out_dtype);
 
 void RmsNormOut(const Tensor& x, const MaybeTensor& gamma, double epsilon, double gamma_offset,
-                std::string_view rounding, Tensor& out);
+                StringView rounding, Tensor& out);
 
 // wanted: dx, dgamma; what isn't wanted comes back empty, of shape [0].
 std::tuple<Tensor, Tensor> RmsNormBackward(const Tensor& dy, const Tensor& x,

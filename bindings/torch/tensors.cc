@@ -1,5 +1,6 @@
 #include "tensors.h"
 
+#include <optional>
 #include <string>
 
 #include "core/ops.h"
@@ -36,7 +37,7 @@ void RaiseUnlessOk(rmsnorm_status status, const char* y_is) {
   TORCH_CHECK(false, message);
 }
 
-void CheckDevice(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& x) {
+void CheckDevice(const char* name, const MaybeTensor& tensor, const at::Tensor& x) {
   TORCH_CHECK_VALUE(!tensor || tensor->device() == x.device(), name, ": device ", tensor->device(),
                     "; expected x's, ", x.device());
 }
@@ -56,7 +57,7 @@ rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type) {
   }
 }
 
-Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma) {
+Shape ShapeOf(const at::Tensor& x, const MaybeTensor& gamma) {
   Shape shape = {0, 0, gamma ? gamma->dim() : 1};
   RaiseUnlessOk(rmsnorm_split_shape(x.sizes().data(), x.dim(),
                                     gamma ? gamma->sizes().data() : nullptr, shape.axes,
@@ -103,7 +104,7 @@ bool MayOverlap(const at::Tensor& a, const at::Tensor& b) {
   return first(a) < end(b) && first(b) < end(a);
 }
 
-Column ColumnOf(const std::optional<at::Tensor>& gamma) {
+Column ColumnOf(const MaybeTensor& gamma) {
   if (!gamma) return {{}, {nullptr, 0}};
   const rmsnorm_dtype dtype = DtypeOf("gamma", gamma->scalar_type());
   const at::Tensor packed = gamma->contiguous();

@@ -2,12 +2,10 @@
 #ifndef RMSNORM_BINDINGS_TORCH_TENSORS_H_
 #define RMSNORM_BINDINGS_TORCH_TENSORS_H_
 
-#include <ATen/ATen.h>
-
 #include <cstdint>
-#include <optional>
 
 #include "rmsnorm/rmsnorm.h"
+#include "types.h"
 
 namespace rmsnorm::torch_binding {
 
@@ -16,7 +14,7 @@ namespace rmsnorm::torch_binding {
 void RaiseUnlessOk(rmsnorm_status status, const char* y_is = "y");
 
 // Raises ValueError unless tensor, where it is given, is on x's device.
-void CheckDevice(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& x);
+void CheckDevice(const char* name, const MaybeTensor& tensor, const at::Tensor& x);
 
 rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type);
 
@@ -28,7 +26,7 @@ struct Shape {
 };
 
 // Absent gamma: the last axis.
-Shape ShapeOf(const at::Tensor& x, const std::optional<at::Tensor>& gamma);
+Shape ShapeOf(const at::Tensor& x, const MaybeTensor& gamma);
 
 // The type of rstd and dgamma: float32, float64 where x is.
 at::ScalarType RealType(const at::Tensor& x);
@@ -54,7 +52,7 @@ struct Column {
   at::Tensor held;
   rmsnorm_vector vector;
 };
-Column ColumnOf(const std::optional<at::Tensor>& gamma);
+Column ColumnOf(const MaybeTensor& gamma);
 
 }  // namespace rmsnorm::torch_binding
 
