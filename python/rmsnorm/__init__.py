@@ -1,5 +1,6 @@
 """The fused RMSNorm operator and its gradient: the same bits everywhere, at the speed of memory."""
 
+import warnings
 from typing import Any
 
 from rmsnorm.library import cpu_targets, operators, use_cpu_target
@@ -14,6 +15,8 @@ try:
     from rmsnorm.report import Report
 except Exception as error:
     _why_not = error  # the core and `rmsnorm doctor` work without PyTorch
+    if not isinstance(error, ModuleNotFoundError):  # PyTorch is here
+        warnings.warn(f"rmsnorm's operators don't load: {error}", RuntimeWarning, stacklevel=2)
 
 __all__ = [
     "RMSNorm",

@@ -1,5 +1,8 @@
 """What the operators return, without computing it: for torch.compile, export and meta tensors."""
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,8 +11,17 @@ from rmsnorm.library import operators
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _ACCEPTED = operators()[0]["inputs"][0]["dtypes"]  # x's, in words
 
+register: Any
+if hasattr(torch.library, "register_fake"):
+    register = torch.library.register_fake
+elif hasattr(torch.library, "impl_abstract"):  # before 2.4
+    register = torch.library.impl_abstract
+else:  # 2.1, which computes fake tensors as tensors of the meta device
+    meta = torch.library.Library("rmsnorm", "IMPL", "Meta")
+    register = functools.partial(torch.library.impl, meta)
 
-@torch.library.register_fake("rmsnorm::rms_norm")
+
+@register("rmsnorm::rms_norm")
 def _rms_norm(
     x: Tensor,
     gamma: Tensor | None,
@@ -26,7 +38,7 @@ def _rms_norm(
     return y, rstd
 
 
-@torch.library.register_fake("rmsnorm::rms_norm_out")
+@register("rmsnorm::rms_norm_out")
 def _rms_norm_out(
     x: Tensor,
     gamma: Tensor | None,
@@ -41,7 +53,7 @@ def _rms_norm_out(
     _expect(out.dtype in (x.dtype, _real(x)), f"out: dtype {out.dtype}; expected x's")
 
 
-@torch.library.register_fake("rmsnorm::rms_norm_backward")
+@register("rmsnorm::rms_norm_backward")
 def _rms_norm_backward(
     dy: Tensor,
     x: Tensor,

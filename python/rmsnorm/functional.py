@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from rmsnorm import library
+from rmsnorm.versions import is_compiling, load_operators
 
 library.check_arithmetic()
-torch.ops.load_library(library.FOLDER / "librmsnorm_torch.so")
+load_operators()
 
 from rmsnorm import call, fake  # noqa: E402, F401  (fake registers itself with the operators)
 
