@@ -1,11 +1,11 @@
-// Gradients: the backward operator for rms_norm, and a composite formula for the backward operator.
+// Derivatives: the backward operator is that of rms_norm; tangents, and derivatives of the backward
+// operator, come from formulas.
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <numeric>
-
+#include "formula.h"
 #include "ops.h"
 
 namespace rmsnorm::torch_binding {
@@ -17,10 +17,25 @@ using torch::autograd::variable_list;
 
 bool NeedsGrad(const MaybeTensor& tensor) { return tensor && tensor->requires_grad(); }
 
-// A tangent of forward-mode differentiation would be lost without a word.
-void CheckNoTangent(const char* name, const MaybeTensor& tensor) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!tensor || !tensor->_fw_grad(/*level=*/0).defined(), name,
-                              ": rmsnorm has no forward-mode derivative; use reverse mode");
+bool HasTangent(const MaybeTensor& tensor) {
+  return tensor && tensor->_fw_grad(/*level=*/0).defined();
+}
+
+void CheckNoTangent(const char* name, const MaybeTensor& tensor, const char* why) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!HasTangent(tensor), name, ": has a tangent; ", why);
+}
+
+Tensor Primal(const Tensor& x) { return HasTangent(x) ? x._fw_primal(/*level=*/0) : x; }
+
+MaybeTensor Primal(const MaybeTensor& gamma) {
+  return gamma ? MaybeTensor(Primal(*gamma)) : MaybeTensor();
+}
+
+// Gives result the tangent that the same result by PyTorch's operators has.
+void SetTangent(const Tensor& result, const Tensor& dual) {
+  const Tensor tangent = dual._fw_grad(/*level=*/0);
+  if (!tangent.defined()) return;
+  result._set_fw_grad(tangent.to(result.scalar_type()), /*level=*/0, /*is_inplace_op=*/false);
 }
 
 Tensor OrUndefined(const MaybeTensor& tensor) { return tensor.value_or(Tensor()); }
@@ -29,18 +44,58 @@ MaybeTensor OrAbsent(const Tensor& tensor) {
   return tensor.defined() ? MaybeTensor(tensor) : MaybeTensor();
 }
 
+// Function::apply refuses to run within torch.func, where most Functions would be wrong: theirs
+// compute on tensors of one level alone. Ours call the operator, which every level below sees too,
+// as PyTorch's own kernels do. So apply doesn't get to see the levels, and forward does.
+class HiddenLevels {
+ public:
+  HiddenLevels() : levels_(std::move(at::functorch::functorchTLSAccessor())) {}
+  ~HiddenLevels() { Show(); }
+  HiddenLevels(const HiddenLevels&) = delete;
+  HiddenLevels& operator=(const HiddenLevels&) = delete;
+
+  void Show() {
+    if (levels_) at::functorch::functorchTLSAccessor() = std::move(levels_);
+  }
+
+ private:
+  std::unique_ptr<at::functorch::FuncTorchTLSBase> levels_;
+};
+
+// What every forward starts with: the operators that it calls are those below autograd, and levels
+// of torch.func below this one record them.
+class BelowAutograd {
+ public:
+  explicit BelowAutograd(HiddenLevels& levels) { levels.Show(); }
+
+ private:
+  const at::AutoGradMode record_{true};
+  const at::AutoDispatchBelowADInplaceOrView below_;
+};
+
+// The operands as they came, to save: with their tangents, which apply would refuse.
+struct ForwardCall {
+  const Tensor& x;
+  const MaybeTensor& gamma;
+  double epsilon;
+  double gamma_offset;
+  StringView rounding;
+  Optional<at::ScalarType> out_dtype;
+  Tensor rstd = {};  // has no gradient; as an output it would be refused by compiled autograd
+  HiddenLevels levels = {};
+};
+
 struct RmsNormFunction : Function<RmsNormFunction> {
   static constexpr bool is_traceable = true;  // compiled autograd may trace backward
 
-  // rstd has no gradient; as an output it would be refused by compiled autograd.
   static Tensor forward(AutogradContext* context, const Tensor& x, const MaybeTensor& gamma,
-                        double epsilon, double gamma_offset, StringView rounding,
-                        Optional<at::ScalarType> out_dtype, Tensor* rstd) {
-    const at::AutoDispatchBelowADInplaceOrView below;
+                        ForwardCall* call) {
+    const BelowAutograd below(call->levels);
     Tensor y;
-    std::tie(y, *rstd) = RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
-    context->save_for_backward({x, OrUndefined(gamma), *rstd});
-    context->saved_data["gamma_offset"] = gamma_offset;
+    std::tie(y, call->rstd) =
+        RmsNorm(x, gamma, call->epsilon, call->gamma_offset, call->rounding, call->out_dtype);
+    context->save_for_backward({call->x, OrUndefined(call->gamma), call->rstd});
+    context->saved_data["gamma_offset"] = call->gamma_offset;
     return y;
   }
 
@@ -51,77 +106,45 @@ struct RmsNormFunction : Function<RmsNormFunction> {
                                         gamma && context->needs_input_grad(1)};
     auto [dx, dgamma] = RmsNormBackward(gradients[0], saved[0], gamma, saved[2],
                                         context->saved_data["gamma_offset"].toDouble(), wanted);
-    variable_list result(7);  // an argument of forward each; all but x and gamma have none
+    variable_list result(3);  // x, gamma; the call has none
     if (wanted[0]) result[0] = dx;
     if (wanted[1]) result[1] = dgamma.to(gamma->scalar_type());
     return result;
   }
 };
 
-// dx and dgamma in float64, of operators that PyTorch can differentiate any number of times. rstd
-// is recomputed as a function of x, with the epsilon that gives the saved value.
-std::tuple<Tensor, Tensor> Composite(const Tensor& dy, const Tensor& x, const MaybeTensor& gamma,
-                                     const Tensor& rstd, double gamma_offset) {
-  const int64_t axes = gamma ? gamma->dim() : 1;
-  at::DimVector inner(axes), outer(x.dim() - axes);
-  std::iota(inner.begin(), inner.end(), x.dim() - axes);
-  std::iota(outer.begin(), outer.end(), 0);
-  const Tensor wide_x = x.to(at::kDouble);
-  const Tensor wide_dy = dy.to(at::kDouble);
-  const Tensor mean_square = wide_x.square().mean(inner, /*keepdim=*/true);
-  const Tensor epsilon = (rstd.to(at::kDouble).pow(-2) - mean_square).detach();
-  const Tensor wide_rstd = (mean_square + epsilon).rsqrt();
-  const Tensor xhat = wide_x * wide_rstd;
-  const Tensor w = gamma ? wide_dy * (gamma->to(at::kDouble) + gamma_offset) : wide_dy;
-  const Tensor dx = (w - xhat * (w * xhat).mean(inner, /*keepdim=*/true)) * wide_rstd;
-  const Tensor products = wide_dy * xhat;
-  const Tensor dgamma = outer.empty() ? products : products.sum(outer);
-  return {dx.to(x.scalar_type()), dgamma.to(rstd.scalar_type())};
-}
+struct BackwardCall {
+  const Tensor& dy;
+  const Tensor& x;
+  const MaybeTensor& gamma;
+  const Tensor& rstd;
+  double gamma_offset;
+  std::array<bool, 2> wanted;
+  HiddenLevels levels = {};
+};
 
 struct RmsNormBackwardFunction : Function<RmsNormBackwardFunction> {
   static variable_list forward(AutogradContext* context, const Tensor& dy, const Tensor& x,
-                               const MaybeTensor& gamma, const Tensor& rstd, double gamma_offset,
-                               std::array<bool, 2> wanted) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto [dx, dgamma] = RmsNormBackward(dy, x, gamma, rstd, gamma_offset, wanted);
-    context->save_for_backward({dy, x, OrUndefined(gamma), rstd});
-    context->saved_data["gamma_offset"] = gamma_offset;
-    context->saved_data["wanted"] = std::vector<bool>{wanted[0], wanted[1]};
+                               const MaybeTensor& gamma, BackwardCall* call) {
+    const BelowAutograd below(call->levels);
+    auto [dx, dgamma] = RmsNormBackward(dy, x, gamma, call->rstd, call->gamma_offset, call->wanted);
+    context->save_for_backward({call->dy, call->x, OrUndefined(call->gamma), call->rstd});
+    context->saved_data["gamma_offset"] = call->gamma_offset;
+    context->saved_data["wanted"] = std::vector<bool>{call->wanted[0], call->wanted[1]};
+    context->set_materialize_grads(false);
     return {dx, dgamma};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const bool create_graph = at::GradMode::is_enabled();
-    const at::AutoGradMode record(true);
-    variable_list saved = context->get_saved_variables();
-    // Views end the search for gradients here: dy may itself be a function of x and gamma.
-    for (int i = 0; i < 3; ++i) {
-      if (saved[i].defined()) saved[i] = saved[i].view_as(saved[i]);
-    }
-    const auto [dx, dgamma] = Composite(saved[0], saved[1], OrAbsent(saved[2]), saved[3],
-                                        context->saved_data["gamma_offset"].toDouble());
+    const variable_list saved = context->get_saved_variables();
     const auto wanted = context->saved_data["wanted"].toBoolList();
-    variable_list outputs, output_gradients;
-    if (wanted.get(0) && dx.requires_grad()) {
-      outputs.push_back(dx);
-      output_gradients.push_back(gradients[0]);
-    }
-    if (wanted.get(1) && dgamma.requires_grad()) {
-      outputs.push_back(dgamma);
-      output_gradients.push_back(gradients[1]);
-    }
-    variable_list inputs;
-    for (int i = 0; i < 3; ++i) {
-      if (saved[i].defined() && saved[i].requires_grad()) inputs.push_back(saved[i]);
-    }
-    const variable_list found =
-        torch::autograd::grad(outputs, inputs, output_gradients, /*retain_graph=*/{}, create_graph,
-                              /*allow_unused=*/true);
-    variable_list result(6);  // dy, x, gamma; rstd, gamma_offset and wanted have none
-    for (int i = 0, next = 0; i < 3; ++i) {
-      if (saved[i].defined() && saved[i].requires_grad()) result[i] = found[next++];
-    }
+    const Formula formula(saved[1], OrAbsent(saved[2]), saved[3],
+                          context->saved_data["gamma_offset"].toDouble());
+    const auto [of_dy, of_x, of_gamma] = formula.BackwardOfBackward(
+        wanted.get(0) ? gradients[0] : Tensor(), wanted.get(1) ? gradients[1] : Tensor(), saved[0]);
+    variable_list result = {of_dy.to(saved[0].scalar_type()), of_x.to(saved[1].scalar_type()),
+                            Tensor(), Tensor()};
+    if (saved[2].defined()) result[2] = of_gamma.to(saved[2].scalar_type());
     return result;
   }
 };
@@ -129,23 +152,28 @@ struct RmsNormBackwardFunction : Function<RmsNormBackwardFunction> {
 std::tuple<Tensor, Tensor> RmsNormAutograd(const Tensor& x, const MaybeTensor& gamma,
                                            double epsilon, double gamma_offset, StringView rounding,
                                            Optional<at::ScalarType> out_dtype) {
-  CheckNoTangent("x", x);
-  CheckNoTangent("gamma", gamma);
+  const bool dual = HasTangent(x) || HasTangent(gamma);
+  Tensor y, rstd;
   if (at::GradMode::is_enabled() && (x.requires_grad() || NeedsGrad(gamma))) {
-    Tensor rstd;
-    const Tensor y =
-        RmsNormFunction::apply(x, gamma, epsilon, gamma_offset, rounding, out_dtype, &rstd);
-    return {y, rstd};
+    const Tensor primal_x = Primal(x);  // before the levels are hidden
+    const MaybeTensor primal_gamma = Primal(gamma);
+    ForwardCall call = {x, gamma, epsilon, gamma_offset, rounding, out_dtype};
+    y = RmsNormFunction::apply(primal_x, primal_gamma, &call);
+    rstd = std::move(call.rstd);
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    std::tie(y, rstd) = RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
   }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return RmsNorm(x, gamma, epsilon, gamma_offset, rounding, out_dtype);
+  if (dual) SetTangent(y, Formula(x, gamma, rstd, gamma_offset).Y());
+  return {y, rstd};
 }
 
 void RmsNormOutAutograd(const Tensor& x, const MaybeTensor& gamma, double epsilon,
                         double gamma_offset, StringView rounding, Tensor& out) {
-  CheckNoTangent("x", x);
-  CheckNoTangent("gamma", gamma);
-  CheckNoTangent("out", out);
+  constexpr char kWhy[] = "rms_norm with out= has no derivative; call it without out=";
+  CheckNoTangent("x", x, kWhy);
+  CheckNoTangent("gamma", gamma, kWhy);
+  CheckNoTangent("out", out, kWhy);
   TORCH_CHECK(!at::GradMode::is_enabled() ||
                   !(x.requires_grad() || NeedsGrad(gamma) || out.requires_grad()),
               "out: rms_norm with out= has no gradient, and an argument requires one; call it "
@@ -168,16 +196,30 @@ std::tuple<Tensor, Tensor> RmsNormBackwardAutograd(const Tensor& dy, const Tenso
                                                    const MaybeTensor& gamma, const Tensor& rstd,
                                                    double gamma_offset,
                                                    std::array<bool, 2> wanted) {
-  CheckNoTangent("dy", dy);
-  CheckNoTangent("x", x);
-  CheckNoTangent("gamma", gamma);
-  if (at::GradMode::is_enabled() && (dy.requires_grad() || x.requires_grad() || NeedsGrad(gamma))) {
+  constexpr char kWhy[] = "it is a function of x, and has no derivative of its own; detach it";
+  CheckNoTangent("rstd", rstd, kWhy);
+  const bool dual = HasTangent(dy) || HasTangent(x) || HasTangent(gamma);
+  Tensor dx, dgamma;
+  if (at::GradMode::is_enabled() &&
+      (dy.requires_grad() || x.requires_grad() || NeedsGrad(gamma) || rstd.requires_grad())) {
+    TORCH_CHECK(!rstd.requires_grad(), "rstd: requires a gradient; ", kWhy);
+    const Tensor primal_dy = Primal(dy), primal_x = Primal(x);
+    const MaybeTensor primal_gamma = Primal(gamma);
+    BackwardCall call = {dy, x, gamma, rstd, gamma_offset, wanted};
     const variable_list outputs =
-        RmsNormBackwardFunction::apply(dy, x, gamma, rstd, gamma_offset, wanted);
-    return {outputs[0], outputs[1]};
+        RmsNormBackwardFunction::apply(primal_dy, primal_x, primal_gamma, &call);
+    dx = outputs[0];
+    dgamma = outputs[1];
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    std::tie(dx, dgamma) = RmsNormBackward(dy, x, gamma, rstd, gamma_offset, wanted);
   }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return RmsNormBackward(dy, x, gamma, rstd, gamma_offset, wanted);
+  if (dual) {
+    const Formula formula(x, gamma, rstd, gamma_offset);
+    if (wanted[0]) SetTangent(dx, formula.Dx(dy));
+    if (wanted[1]) SetTangent(dgamma, formula.Dgamma(dy));
+  }
+  return {dx, dgamma};
 }
 
 }  // namespace
