@@ -1,5 +1,6 @@
-"""torch.vmap of the operators, with the bits of a loop over the batch. PyTorch 2.5 or later uses it;
-earlier ones loop by themselves, with a warning.
+"""torch.vmap of the operators, with the bits of a loop over the batch.
+
+Needs PyTorch 2.5: earlier ones loop by themselves, with a warning.
 """
 
 from typing import Any
@@ -42,7 +43,7 @@ def _backward(
 
 
 def _has_rows(x: Tensor, dim: int | None, gamma: Tensor | None) -> bool:
-    """Whether one sample of x has the axes of a row; if not, the batch would become a part of it."""
+    """Whether a sample of x has the axes of a row; if not, the batch would become one of them."""
     axes = 1 if gamma is None else gamma.dim()
     return x.dim() - (dim is not None) >= axes
 
