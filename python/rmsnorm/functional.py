@@ -9,7 +9,7 @@ from rmsnorm.versions import is_compiling, load_operators
 library.check_arithmetic()
 load_operators()
 
-from rmsnorm import batching, call, fake  # noqa: E402, F401  (they register themselves)
+from rmsnorm import batching, call, composite, fake  # noqa: E402, F401  (they register themselves)
 
 _rms_norm = torch.ops.rmsnorm.rms_norm.default
 _rms_norm_out = torch.ops.rmsnorm.rms_norm_out.default

@@ -1,0 +1,111 @@
+"""The operators as PyTorch's own: what computes on every device that has no kernels of ours."""
+
+import torch
+from torch import Tensor
+
+from rmsnorm.checks import (
+    check_backward,
+    check_forward,
+    check_numbers,
+    check_out,
+    check_rstd,
+    real_dtype,
+)
+
+# Where the mean square leaves float32's range, x times this, or divided by it, has one inside.
+_SCALE = 2.0**88
+
+
+def rms_norm(
+    x: Tensor,
+    gamma: Tensor | None,
+    epsilon: float = 1e-6,
+    gamma_offset: float = 0.0,
+    rounding: str = "once",
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(y, rstd) of torch.ops.rmsnorm.rms_norm.
+
+    Computes in float32, for float64 in float64, and rounds where the kernels do. The order of the
+    sums is the device's own, so equal bits are not promised. Has no gradient of its own: the
+    operators of torch.ops.rmsnorm have.
+
+    Raises:
+        ValueError: as the kernels do.
+
+    Cost: eager, x is read twice and twice more in float32, which takes memory of up to three
+        times x's in float32.
+    """
+    axes = check_forward(x, gamma, rounding, out_dtype)
+    check_numbers(x, gamma, epsilon, gamma_offset)
+    rstd = _rstd(x, axes, epsilon)
+    y = x.to(rstd.dtype) * rstd
+    if rounding == "before_gamma":
+        y = y.to(x.dtype).to(rstd.dtype)
+    if gamma is not None:
+        y = y * _scale(gamma, gamma_offset, rstd.dtype)
+    return y.to(out_dtype or x.dtype).contiguous(), rstd.contiguous()
+
+
+def rms_norm_out(
+    x: Tensor,
+    gamma: Tensor | None,
+    epsilon: float = 1e-6,
+    gamma_offset: float = 0.0,
+    rounding: str = "once",
+    *,
+    out: Tensor,
+) -> None:
+    """rms_norm's y written to out, which may overlap x: y is complete before."""
+    check_out(x, gamma, rounding, out)
+    out.copy_(rms_norm(x, gamma, epsilon, gamma_offset, rounding, out.dtype)[0])
+
+
+def rms_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    rstd: Tensor,
+    gamma_offset: float = 0.0,
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
+    """(dx, dgamma) of torch.ops.rmsnorm.rms_norm_backward; what isn't wanted has shape [0]."""
+    axes = check_backward(dy, x, gamma, rstd)
+    check_numbers(x, gamma, 0.0, gamma_offset)
+    real, leading = rstd.dtype, x.dim() - axes
+    dx, dgamma = x.new_empty([0]), x.new_empty([0], dtype=real)
+    rstd = rstd.reshape(check_rstd(rstd, x, axes))
+    dy = dy.to(real)
+    xhat = x.to(real) * rstd
+    if wanted[0]:
+        w = dy if gamma is None else dy * _scale(gamma, gamma_offset, real)
+        c = (w * xhat).mean(list(range(leading, x.dim())), keepdim=True)
+        dx = ((w - xhat * c) * rstd).to(x.dtype).contiguous()
+    if wanted[1]:
+        products = dy * xhat
+        dgamma = products.sum(list(range(leading))) if leading else products
+    return dx, dgamma.contiguous()
+
+
+def _rstd(x: Tensor, axes: int, epsilon: float) -> Tensor:
+    rows = list(range(x.dim() - axes, x.dim()))
+    wide = x.to(real_dtype(x))
+    rounded_epsilon = wide.new_full([], epsilon)
+    t = wide.square().mean(rows, keepdim=True) + rounded_epsilon
+    if x.dtype in (torch.float16, torch.float64):  # squares of the one can't leave float32's range
+        return t.sqrt().reciprocal()
+    one = torch.ones_like(t)
+    big, small = t == float("inf"), t < 2.0**-90
+    scale = torch.where(big, one / _SCALE, torch.where(small, one * _SCALE, one))
+    t = (wide * scale).square().mean(rows, keepdim=True) + rounded_epsilon * scale * scale
+    return t.sqrt().reciprocal() * scale
+
+
+def _scale(gamma: Tensor, gamma_offset: float, dtype: torch.dtype) -> Tensor:
+    return gamma.to(dtype) + gamma_offset
+
+
+# Called for every device's key without a kernel of its own.
+_library = torch.library.Library("rmsnorm", "IMPL")
+for _function in (rms_norm, rms_norm_out, rms_norm_backward):
+    _library.impl(_function.__name__, _function, "CompositeExplicitAutograd")
