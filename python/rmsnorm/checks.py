@@ -71,9 +71,10 @@ def real_dtype(x: Tensor) -> torch.dtype:
 
 
 def _check_tensors(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
-    if x.is_nested or x.layout != torch.strided:
-        layout = "nested" if x.is_nested else x.layout
-        raise ValueError(f"x: layout {layout}; expected a dense tensor, torch.strided")
+    for name, tensor in ({"x": x, "gamma": gamma} | like_x).items():
+        if tensor is not None and (tensor.is_nested or tensor.layout != torch.strided):
+            layout = "nested" if tensor.is_nested else tensor.layout
+            raise ValueError(f"{name}: layout {layout}; expected torch.strided")
     if x.dtype not in _DTYPES:
         raise ValueError(f"x: dtype {x.dtype}; expected {_ACCEPTED['x']}")
     if x.dim() == 0:

@@ -56,9 +56,10 @@ def rms_norm_out(
     *,
     out: Tensor,
 ) -> None:
-    """rms_norm's y written to out, which may overlap x: y is complete before."""
+    """The y of the device's own rms_norm, complete before out is written: out may overlap x."""
     check_out(x, gamma, rounding, out)
-    out.copy_(rms_norm(x, gamma, epsilon, gamma_offset, rounding, out.dtype)[0])
+    y, _ = torch.ops.rmsnorm.rms_norm(x, gamma, epsilon, gamma_offset, rounding, out.dtype)
+    out.copy_(y)
 
 
 def rms_norm_backward(
@@ -105,7 +106,8 @@ def _scale(gamma: Tensor, gamma_offset: float, dtype: torch.dtype) -> Tensor:
     return gamma.to(dtype) + gamma_offset
 
 
-# Called for every device's key without a kernel of its own.
+# For every kind of tensor that has no kernel of its own; the nested ones are refused in words.
 _library = torch.library.Library("rmsnorm", "IMPL")
 for _function in (rms_norm, rms_norm_out, rms_norm_backward):
-    _library.impl(_function.__name__, _function, "CompositeExplicitAutograd")
+    for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA"):
+        _library.impl(_function.__name__, _function, _key)

@@ -9,7 +9,8 @@ from rmsnorm.versions import is_compiling, load_operators
 library.check_arithmetic()
 load_operators()
 
-from rmsnorm import batching, call, composite, fake  # noqa: E402, F401  (they register themselves)
+# All but call register themselves.
+from rmsnorm import batching, call, composite, fake, npu  # noqa: E402, F401
 
 _rms_norm = torch.ops.rmsnorm.rms_norm.default
 _rms_norm_out = torch.ops.rmsnorm.rms_norm_out.default
