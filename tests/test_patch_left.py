@@ -137,7 +137,7 @@ class TestLeft:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
     def test_a_norm_on_a_device_without_kernels_is_left(self):
         for device, reason in {
-            "xpu": "is on xpu; the fused kernels run on CPUs and on CUDA",
+            "xpu": "is on xpu; the fused kernels run on CPUs, on CUDA, and by torch_npu on NPUs",
             "cuda": f"is on {why_no_cuda()}",
         }.items():
             with FakeTensorMode(), torch.device(device):

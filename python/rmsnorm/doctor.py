@@ -120,6 +120,7 @@ def _pytorch(problems: list[str]) -> dict[str, Any]:
         problems.append(f"pytorch: the operators could not be loaded: {error}")
         return facts | {"operators": f"not loaded: {error}"}
     facts["operators"] = "loaded"
+    facts["devices"] = devices(problems)
     facts["digests"] = {}
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         run = functools.partial(digests.run_torch, device=device)
@@ -129,6 +130,29 @@ def _pytorch(problems: list[str]) -> dict[str, Any]:
             problems.append(f"pytorch {device}: {error}")
             facts["digests"][device] = str(error)
     return facts
+
+
+def devices(problems: list[str]) -> dict[str, str]:
+    """What computes on each kind of device that PyTorch has here."""
+    import torch
+
+    from rmsnorm import npu
+
+    try:
+        if importlib.util.find_spec("torch_npu") is not None:
+            importlib.import_module("torch_npu")  # older versions of PyTorch don't do that
+    except Exception as error:  # as above
+        problems.append(f"torch_npu: could not be loaded: {error}")
+    lack = library.why_no_cuda()
+    ours = {"cpu": "our kernels", "cuda": f"nothing: {lack}" if lack else "our kernels"}
+    if npu.operator("npu_rms_norm") is not None:
+        ours["npu"] = "torch_npu's npu_rms_norm, whose bits are not promised"
+    composite = "a composite of PyTorch's operators, whose bits are not promised"
+    backends = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
+    for kind in ("xpu", torch._C._get_privateuse1_backend_name()):
+        backends[kind] = getattr(torch, kind, None)
+    found = [kind for kind, backend in backends.items() if backend and backend.is_available()]
+    return {kind: ours.get(kind, composite) for kind in found}
 
 
 def _flush() -> dict[str, Any]:

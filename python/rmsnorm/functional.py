@@ -1,5 +1,7 @@
 """The operators as functions of tensors."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from rmsnorm import batching, call, composite, fake, npu  # noqa: E402, F401
 _rms_norm = torch.ops.rmsnorm.rms_norm.default
 _rms_norm_out = torch.ops.rmsnorm.rms_norm_out.default
 _rms_norm_backward = torch.ops.rmsnorm.rms_norm_backward.default
+_MISSING: Any = object()  # cheaper than *args, and None is a gamma
 
 
 def rms_norm(
@@ -70,13 +73,19 @@ def rms_norm(
     return out
 
 
-def npu_rms_norm(self: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """The call of torch_npu, without an NPU: rms_norm with one rounding.
+def npu_rms_norm(
+    self: Tensor = _MISSING,
+    gamma: Tensor = _MISSING,
+    epsilon: float = 1e-6,
+    input: Tensor | None = None,  # not keyword-only: Python takes 25 ns for those
+) -> tuple[Tensor, Tensor]:
+    """The call of torch_npu, on any device: rms_norm with one rounding.
 
     Args:
         self: [..., *gamma.shape], 1 or more axes; float32, float16 or bfloat16; any strides.
         gamma: the last axes of self; any of the three dtypes.
         epsilon: finite, >= 0.
+        input: the name of self in torch_npu for PyTorch 1.11 and 2.0; one of the two is given.
 
     Returns:
         y: shape and dtype of self.
@@ -84,17 +93,20 @@ def npu_rms_norm(self: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Te
             axes; not differentiable.
 
     Raises:
+        TypeError: self or gamma is missing, or both self and input are given.
         ValueError: as rms_norm.
 
     >>> y, rstd = npu_rms_norm(torch.tensor([[3.0, 4.0]]), torch.ones(2), epsilon=0.0)
     >>> rstd
     tensor([[0.2828]])
     """
-    if not is_compiling():
+    if input is None and not is_compiling():
         outputs = call.rms_norm_and_rstd(self, gamma, epsilon, 0.0, "once", None)
         if outputs is not NotImplemented:
             return outputs
-    return _rms_norm(self, gamma, epsilon)
+    if gamma is _MISSING or (self is _MISSING) == (input is None):
+        raise TypeError("npu_rms_norm: expected gamma, and either self or input")
+    return _rms_norm(self if input is None else input, gamma, epsilon)
 
 
 def npu_rms_norm_backward(

@@ -37,9 +37,9 @@ def rms_norm(
     That wants gamma in x's dtype, gives y in it and rounds once. So that roundings are where the
     kernels have them, it gets
         without gamma              ones
-        rounding "before_gamma"    ones, and y is multiplied by gamma_offset + gamma, in float32
-        another dtype of gamma     x and gamma_offset + gamma in float32, and y is rounded;
-        or y, or a gamma_offset    as is a float32 x with them
+        rounding "before_gamma"    ones, and y is multiplied by gamma_offset + gamma after it
+        another dtype of gamma     x and gamma_offset + gamma in float32, and y is rounded after it
+        or y, or a gamma_offset
     The sums are its own, also of rows whose mean square leaves float32's range.
 
     By the composite go float64, a row of less than 32 bytes, more than 8 axes, no rows, and devices
@@ -51,9 +51,10 @@ def rms_norm(
         return composite.rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)
     check_numbers(x, gamma, epsilon, gamma_offset)
     y_dtype = out_dtype or x.dtype
-    if rounding == "before_gamma" and gamma is not None:
+    if rounding == "before_gamma" and x.dtype != torch.float32:
         y, rstd = call(x, _common(x, axes, None, 0.0, x.dtype)[1], epsilon)
-        y = y.float() * (gamma.float() + gamma_offset)
+        if gamma is not None:
+            y = y.float() * (gamma.float() + gamma_offset)
     else:
         dtype, scale = _common(x, axes, gamma, gamma_offset, y_dtype)
         y, rstd = call(x.to(dtype), scale, epsilon)
@@ -112,5 +113,5 @@ def _common(
 
 
 _library = torch.library.Library("rmsnorm", "IMPL")
-for _function in (rms_norm, rms_norm_backward):
+for _function in (rms_norm, composite.rms_norm_out, rms_norm_backward):
     _library.impl(_function.__name__, _function, "PrivateUse1")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
+from rmsnorm import npu
 from rmsnorm.evidence import find_forms
 from rmsnorm.forms import DTYPES, Match, NotRmsNorm
 from rmsnorm.fused import FusedNorm, fused_class, restore
@@ -41,8 +42,8 @@ def patch(model: torch.nn.Module, *, verify: bool = True, rounding: str | None =
     already is compiled again at its next call.
 
     Args:
-        model: changed in place; a norm, or a module that holds some; on any device that has
-            kernels, or on meta, before it has weights.
+        model: changed in place; a norm, or a module that holds some; on a CPU, a GPU, an NPU with
+            torch_npu, or on meta, before it has weights.
         verify: whether to run the fused operator beside the module on the probe rows, forward and
             backward, and report for y, dx and dgamma: equal bits, or how many values differ, by how
             much, and how far two right results may be apart there. Without it a module is judged as
@@ -176,8 +177,10 @@ def _verdict(
         names = ", ".join(name for name, _, _ in held)
         return f"holds {names}; a norm that can be fused holds one scale or nothing"
     devices = {parameter.device.type for parameter in module.parameters()}
-    if elsewhere := devices - {"cpu", "cuda", "meta"}:
-        return f"is on {', '.join(sorted(elsewhere))}; the fused kernels run on CPUs and on CUDA"
+    fused = {"cpu", "cuda", "meta"} | ({"npu"} if npu.operator("npu_rms_norm") else set())
+    if elsewhere := devices - fused:
+        where = "on CPUs, on CUDA, and by torch_npu on NPUs"
+        return f"is on {', '.join(sorted(elsewhere))}; the fused kernels run {where}"
     if "cuda" in devices and (lack := why_no_cuda()):
         return f"is on {lack}"  # cuda: …
     for name, shape, dtype in held:
