@@ -1,4 +1,4 @@
-"""What rmsnorm does on a stand-in for an Ascend NPU. test_devices.py runs it in a process of its own.
+"""rmsnorm on a stand-in for an Ascend NPU. test_devices.py runs it in a process of its own.
 
 The stand-in's operators have the kernels' bits, so other bits would show an argument in a wrong
 place, or a rounding that the operators of torch_npu should not have got to do.
