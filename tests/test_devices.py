@@ -11,7 +11,7 @@ import torch
 import accuracy
 import rmsnorm
 from operands import DTYPES, SHAPES, bits, gamma_shapes, random_operands, same_bits
-from rmsnorm import composite
+from rmsnorm import composite, doctor
 from test_errors import BACKWARD, FORWARD, GAMMA, KEYWORDS, X, expect_refusal
 
 OPS, FLOAT = torch.ops.rmsnorm, torch.float32
@@ -226,6 +226,11 @@ def test_the_first_argument_of_npu_rms_norm_is_self_or_input():
     for args, kwargs in (((X,), {}), ((), {"gamma": GAMMA}), ((X, GAMMA), {"input": X})):
         with pytest.raises(TypeError, match="either self or input"):
             rmsnorm.npu_rms_norm(*args, **kwargs)
+
+
+def test_doctor_names_our_kernels():
+    problems = []
+    assert doctor.devices(problems)["cpu"] == "our kernels" and problems == []
 
 
 def run(*command: str) -> None:

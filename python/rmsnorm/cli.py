@@ -120,7 +120,7 @@ def migrate(
     """Find norms made of small operators in source, and rewrite them to the fused call.
 
     Says what each computes and what becomes of it; docs/codes.md explains the codes. Calls of
-    torch_npu.npu_rms_norm become rmsnorm's, for CPUs and GPUs. Nothing is written without
+    torch_npu.npu_rms_norm become rmsnorm's, for any device. Nothing is written without
     --write. Source is parsed, never imported. `# rmsnorm: skip` on a line or above leaves it alone.
     """
     from rmsnorm.migrate import command

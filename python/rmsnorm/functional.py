@@ -33,8 +33,8 @@ def rms_norm(
     """Divide x by its root mean square over the trailing axes that gamma spans, scale by gamma.
 
     Args:
-        x: [..., *gamma.shape], 1 or more axes; float32, float16 or bfloat16; any strides. float64
-            works where all tensors are, in plain loops: to check gradients with.
+        x: [..., *gamma.shape], 1 or more axes; float32, float16 or bfloat16; any strides, any
+            device. float64 works where all tensors are, in plain loops: to check gradients with.
         gamma: the last axes of x; any of the three dtypes; on x's device. None scales by 1, over
             the last axis.
         epsilon: finite, >= 0; added to the mean square, so in units of x squared.
@@ -53,7 +53,9 @@ def rms_norm(
             its value.
         RuntimeError, NotImplementedError: a gradient is asked for through out, or in forward mode.
 
-    Bits: the same on every CPU, thread count and batch split (docs/numerics.md).
+    Bits: the same on every CPU, GPU of NVIDIA's, thread count and batch split (docs/numerics.md).
+        Not promised on other devices: an Ascend NPU computes by torch_npu's own operators, others
+        by a composite of PyTorch's.
     Cost: reads x once from memory, writes y and rstd once; allocates y and rstd, and a copy of x
         only where its rows are not packed or not evenly spaced.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4; epsilon as in LLaMA.

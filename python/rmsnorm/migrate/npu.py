@@ -20,7 +20,7 @@ _MATCHERS = ("pattern_matcher", "register_replacement", "register_graph_pattern"
 class Use:
     """A place that names one of the functions, called or not.
 
-    keywords: the first argument where it is given by a name that rmsnorm doesn't take.
+    keywords: the first argument where it is given by another name than rmsnorm's first.
     why_left: None where it can become rmsnorm's.
     """
 
