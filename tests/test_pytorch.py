@@ -1,11 +1,18 @@
-"""Schemas, fake tensors, torch.compile, the module, and the operator page's class."""
+"""Schemas, fake tensors, what PyTorch does around a norm, the module, the operator page's class."""
 
+import copy
 import doctest
+import functools
+import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.utils import checkpoint as checkpoints
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import rmsnorm
 from operands import DTYPES, same_bits
@@ -13,61 +20,49 @@ from operands import DTYPES, same_bits
 pytestmark = pytest.mark.usefixtures("device")
 
 
-def ours(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    return rmsnorm.rms_norm(x, gamma)
+OPS = torch.ops.rmsnorm
+ROWS = (3, 4, 32)
+
+# x, gamma, dy, rstd -> an operator, its arguments and its keyword arguments.
+CALLS = {
+    "rms_norm": lambda x, gamma, dy, rstd: (OPS.rms_norm.default, (x, gamma), {}),
+    "rms_norm to rstd's dtype": lambda x, gamma, dy, rstd: (
+        OPS.rms_norm.default,
+        (x, None, 1e-5, 0.0, "once", rstd.dtype),
+        {},
+    ),
+    "rms_norm_backward": lambda x, gamma, dy, rstd: (
+        OPS.rms_norm_backward.default,
+        (dy, x, gamma, rstd),
+        {},
+    ),
+    "rms_norm_backward for dx": lambda x, gamma, dy, rstd: (
+        OPS.rms_norm_backward.default,
+        (dy, x, gamma, rstd, 0.0, [True, False]),
+        {},
+    ),
+    "rms_norm_out": lambda x, gamma, dy, rstd: (
+        OPS.rms_norm_out.default,
+        (x.detach(), gamma.detach()),
+        {"out": torch.empty_like(x.detach())},
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_opcheck_accepts_every_operator(dtype, needs_grad):
-    x = torch.randn(3, 4, 32).to(dtype).requires_grad_(needs_grad)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    "test",
+    ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"],
+)
+def test_opcheck_accepts_every_operator(test, call, dtype, needs_grad):
+    x = torch.randn(ROWS).to(dtype).requires_grad_(needs_grad)
     wide = dtype == torch.float64
-    gamma = torch.randn(4, 32, dtype=dtype if wide else None).requires_grad_(needs_grad)
-    dy = torch.randn(3, 4, 32).to(dtype)
-    rstd = rmsnorm.npu_rms_norm(x, gamma)[1]
-    ops = torch.ops.rmsnorm
-    torch.library.opcheck(ops.rms_norm.default, (x, gamma))
-    torch.library.opcheck(ops.rms_norm.default, (x, None, 1e-5, 0.0, "once", rstd.dtype))
-    torch.library.opcheck(ops.rms_norm_backward.default, (dy, x, gamma, rstd))
-    torch.library.opcheck(ops.rms_norm_backward.default, (dy, x, gamma, rstd, 0.0, [True, False]))
-    out = torch.empty(3, 4, 32, dtype=dtype)
-    torch.library.opcheck(ops.rms_norm_out.default, (x.detach(), gamma.detach()), {"out": out})
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_compiled_forward_and_backward_have_the_bits_of_eager(dtype):
-    x = torch.randn(6, 96).to(dtype).requires_grad_()
-    gamma = torch.randn(96).to(dtype).requires_grad_()
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    results = []
-    for normalize in (ours, compiled):
-        y = normalize(x, gamma)
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), (x, gamma))])
-    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_inductor_compiles_the_whole_graph_with_changing_batches():
-    compiled = torch.compile(ours, fullgraph=True, dynamic=True)
-    gamma = torch.randn(48, requires_grad=True)
-    for rows in (3, 5, 8):
-        x = torch.randn(rows, 48, requires_grad=True)
-        y = compiled(x, gamma)
-        assert same_bits(y.detach(), ours(x, gamma).detach())
-        dy = torch.randn_like(y)
-        expected = torch.autograd.grad(ours(x, gamma), (x, gamma), dy)
-        actual = torch.autograd.grad(y, (x, gamma), dy)
-        assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
-
-
-def test_compiled_out_writes_into_the_given_tensor():
-    def into(x, out):
-        rmsnorm.rms_norm(x, out=out)
-        return out + 1
-
-    x, out = torch.randn(4, 16), torch.zeros(4, 16)
-    result = torch.compile(into, fullgraph=True, backend="aot_eager")(x, out)
-    assert same_bits(out, rmsnorm.rms_norm(x))
-    assert same_bits(result, out + 1)
+    gamma = torch.randn(ROWS[1:], dtype=dtype if wide else None).requires_grad_(needs_grad)
+    operator, args, kwargs = call(x, gamma, torch.randn(ROWS).to(dtype), OPS.rms_norm(x, gamma)[1])
+    result = torch.library.opcheck(operator, args, kwargs, test_utils=test)
+    assert result == {test: "SUCCESS"}
 
 
 def test_meta_tensors_have_the_shapes_and_dtypes_of_real_ones():
@@ -83,6 +78,95 @@ def test_fake_tensors_stay_on_their_device():
         y, rstd = rmsnorm.npu_rms_norm(x, gamma)
         gradients = rmsnorm.npu_rms_norm_backward(y, x, gamma, rstd)
     assert {t.device.type for t in (y, rstd, *gradients)} == {"cuda"}
+
+
+def trained(forward, x):
+    """y and the gradients of x and of a norm's weight."""
+    x = x.detach().requires_grad_()
+    norm = rmsnorm.RMSNorm(x.shape[-1])
+    y = forward(norm, x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, norm.weight.grad]
+
+
+def expect_bits_of_no_checkpoint(**options):
+    x = torch.randn(5, 600)
+    plain = trained(lambda norm, x: norm(x.sin()), x)
+    again = trained(lambda norm, x: checkpoint(lambda x: norm(x.sin()), x, **options), x)
+    assert all(map(same_bits, plain, again))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_recomputes_the_bits(use_reentrant):
+    expect_bits_of_no_checkpoint(use_reentrant=use_reentrant)
+
+
+@pytest.mark.skipif(not hasattr(checkpoints, "SAC_IGNORED_OPS"), reason="needs PyTorch 2.4")
+def test_a_checkpoint_that_keeps_y_has_the_same_bits():
+    keep = functools.partial(
+        checkpoints.create_selective_checkpoint_contexts, [OPS.rms_norm.default]
+    )
+    expect_bits_of_no_checkpoint(use_reentrant=False, context_fn=keep)
+
+
+def test_a_norm_counts_no_flops_as_pytorchs_norms_do():
+    def flops(norm):
+        model = nn.Sequential(nn.Linear(8, 8), norm)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(4, 8)).sum().backward()
+        return counter.get_total_flops()
+
+    assert flops(rmsnorm.RMSNorm(8)) == flops(nn.LayerNorm(8)) > 0  # matrix products alone count
+
+
+def test_the_profiler_shows_forward_and_backward_by_name():
+    with torch.profiler.profile() as profile:
+        rmsnorm.rms_norm(torch.randn(4, 8, requires_grad=True)).sum().backward()
+    names = [event.name for event in profile.events()]
+    assert "rmsnorm::rms_norm" in names and "rmsnorm::rms_norm_backward" in names
+
+
+def test_deterministic_mode_changes_nothing():
+    x = torch.randn(5, 600)
+    plain = trained(lambda norm, x: norm(x), x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(map(same_bits, trained(lambda norm, x: norm(x), x), plain))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("copied", ["copy", "pickle", "saved"])
+def test_a_copied_or_saved_module_is_the_module(copied):
+    norm = rmsnorm.RMSNorm([2, 8], eps=1e-3, gamma_offset=1.0, rounding="before_gamma")
+    nn.init.normal_(norm.weight)
+    if copied == "copy":
+        other = copy.deepcopy(norm)
+    elif copied == "pickle":
+        other = pickle.loads(pickle.dumps(norm))
+    else:
+        torch.save(norm, file := io.BytesIO())
+        other = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    x = torch.randn(3, 2, 8).bfloat16()
+    assert repr(other) == repr(norm) and same_bits(other(x).detach(), norm(x).detach())
+    assert other.weight.data_ptr() != norm.weight.data_ptr()
+
+
+def test_a_state_dict_loads_with_weights_only():
+    norm, other = rmsnorm.RMSNorm(8), rmsnorm.RMSNorm(8)
+    nn.init.normal_(norm.weight)
+    torch.save(norm.state_dict(), file := io.BytesIO())
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert same_bits(other.weight, norm.weight)
+
+
+def test_a_module_on_meta_becomes_real(device):
+    norm = rmsnorm.RMSNorm(8, device="meta", gamma_offset=1.0)
+    assert norm(torch.empty(2, 8, device="meta")).device.type == "meta"
+    norm.to_empty(device=device)
+    norm.reset_parameters()
+    x = torch.randn(2, 8)
+    assert same_bits(norm(x).detach(), rmsnorm.rms_norm(x))
 
 
 def test_no_rows_give_empty_outputs_and_a_gradient_of_zero():
