@@ -1,5 +1,7 @@
 """torch.compile, torch.export and AOTInductor: one graph for all batches, and the bits of eager."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -125,3 +127,78 @@ def test_a_block_that_aotinductor_compiled_has_the_bits_of_eager(tmp_path):
             exported(block), package_path=str(tmp_path / "block.pt2")
         )
         expect_bits_of_eager(block, torch._inductor.aoti_load_package(package))
+
+
+@pytest.fixture
+def decomposed() -> Iterator[None]:
+    rmsnorm.compile_as("decomposition")
+    yield
+    rmsnorm.compile_as("kernel")
+
+
+class Graphs:
+    """A backend that keeps what it is asked to compile."""
+
+    def __init__(self) -> None:
+        self.targets: list[list[str]] = []
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        self.targets.append([str(node.target) for node in module.graph.nodes])
+        return module
+
+
+def test_a_graph_has_the_form_that_was_chosen_last():
+    torch.compiler.reset()
+    graphs = Graphs()
+    compiled = torch.compile(ours, fullgraph=True, backend=graphs)
+    x, gamma = torch.randn(4, 96), torch.ones(96)
+    try:
+        for form in ("kernel", "decomposition", "kernel"):
+            rmsnorm.compile_as(form)
+            compiled(x, gamma)
+    finally:
+        rmsnorm.compile_as("kernel")
+    assert ["rmsnorm.rms_norm.default" in targets for targets in graphs.targets] == [True, False]
+
+
+@pytest.mark.parametrize("rounding", ["once", "before_gamma"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_decomposition_has_the_numbers_and_gradients_of_the_kernel(decomposed, dtype, rounding):
+    def norm(x, gamma):
+        return rmsnorm.rms_norm(
+            x, gamma, 1e-3, gamma_offset=1.0, rounding=rounding, out_dtype=torch.float32
+        )
+
+    torch.compiler.reset()
+    x = torch.randn(6, 4, 96).to(dtype).requires_grad_()
+    gamma = torch.randn(4, 96).to(dtype).requires_grad_()
+    compiled = torch.compile(norm, fullgraph=True, dynamic=True, backend="aot_eager")
+    results = []
+    for call in (compiled, norm):
+        y = call(x, gamma)
+        results.append([y.detach(), *torch.autograd.grad(y.sin().sum(), (x, gamma))])
+    # Of rstd and of the sums: a few units of float32. They may flip a rounding to x's dtype.
+    bound = torch.finfo(dtype).eps if dtype != torch.float32 else 2.0**-19
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype and (a - b).double().norm() <= bound * b.double().norm()
+
+
+def test_the_decomposition_keeps_finite_rows_finite(decomposed):
+    torch.compiler.reset()
+    x = torch.randn(4, 96) * torch.tensor([1e-30, 1.0, 1e30, 3e38 / 4]).unsqueeze(1)
+    compiled = torch.compile(ours, fullgraph=True)
+    y = compiled(x, torch.ones(96))
+    expected = rmsnorm.rms_norm(x, torch.ones(96))
+    torch.testing.assert_close(y, expected, rtol=2**-19, atol=0)
+
+
+def test_rstd_of_the_decomposition_has_no_gradient_either(decomposed):
+    torch.compiler.reset()
+    compiled = torch.compile(rmsnorm.npu_rms_norm, fullgraph=True, backend="eager")
+    y, rstd = compiled(torch.randn(4, 8, requires_grad=True), torch.ones(8))
+    assert y.requires_grad and not rstd.requires_grad
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form: 'fused'; expected 'kernel' or 'decomposition'"):
+        rmsnorm.compile_as("fused")

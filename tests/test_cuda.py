@@ -115,11 +115,16 @@ def test_a_tensor_on_another_gpu_is_computed_there():
     assert same_bits(y.cpu(), rmsnorm.rms_norm(x, torch.ones(600)))
 
 
-def test_autocast_changes_nothing():
-    x, gamma, _ = (t.cuda() for t in random_operands([4, 96], [96], (torch.float32, torch.float32)))
+@pytest.mark.skipif(not hasattr(torch, "rms_norm"), reason="needs PyTorch 2.4")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_does_what_it_does_to_pytorchs_norm(dtype):
+    x, gamma, _ = (t.cuda() for t in random_operands([4, 96], [96], (dtype, dtype)))
     with torch.autocast("cuda", dtype=torch.bfloat16):
         y = rmsnorm.rms_norm(x, gamma)
-    assert same_bits(y, rmsnorm.rms_norm(x, gamma))
+        theirs = torch.rms_norm(x, (96,), gamma, 1e-6)
+        asked = rmsnorm.rms_norm(x, gamma, out_dtype=dtype)
+    assert same_bits(y, rmsnorm.rms_norm(x, gamma, out_dtype=theirs.dtype))
+    assert same_bits(asked, rmsnorm.rms_norm(x, gamma))
 
 
 @pytest.mark.parametrize("inference", [False, True])

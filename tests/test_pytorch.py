@@ -19,6 +19,9 @@ from operands import DTYPES, same_bits
 
 pytestmark = pytest.mark.usefixtures("device")
 
+NEEDS_THEIRS = pytest.mark.skipif(
+    not hasattr(torch, "rms_norm"), reason="needs PyTorch 2.4: torch.rms_norm"
+)
 
 OPS = torch.ops.rmsnorm
 ROWS = (3, 4, 32)
@@ -124,6 +127,30 @@ def test_the_profiler_shows_forward_and_backward_by_name():
         rmsnorm.rms_norm(torch.randn(4, 8, requires_grad=True)).sum().backward()
     names = [event.name for event in profile.events()]
     assert "rmsnorm::rms_norm" in names and "rmsnorm::rms_norm_backward" in names
+
+
+@NEEDS_THEIRS
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_on_the_cpu_does_what_it_does_to_pytorchs_norm(autocast, dtype):
+    x = torch.randn(4, 96, dtype=dtype, device="cpu")
+    with torch.autocast("cpu", dtype=autocast):
+        y, theirs = rmsnorm.rms_norm(x), torch.rms_norm(x, (96,), None, 1e-6)
+    assert same_bits(y, rmsnorm.rms_norm(x)) and y.dtype == theirs.dtype
+
+
+@NEEDS_THEIRS
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_autocast_on_cuda_gives_the_dtype_of_pytorchs_norm(dtype):
+    torch.set_autocast_enabled(True)  # CUDA's, which torch.autocast leaves off without a GPU
+    try:
+        with FakeTensorMode():
+            x = torch.empty(4, 96, dtype=dtype, device="cuda")
+            y, theirs = rmsnorm.rms_norm(x), torch.rms_norm(x, (96,), None, 1e-6)
+            asked = rmsnorm.rms_norm(x, out_dtype=dtype)
+    finally:
+        torch.set_autocast_enabled(False)
+    assert y.dtype == theirs.dtype and asked.dtype == dtype
 
 
 def test_deterministic_mode_changes_nothing():
@@ -233,7 +260,7 @@ def test_the_operator_pages_replacement_class_runs_as_printed():
     assert norm.weight.grad is not None
 
 
-@pytest.mark.parametrize("name", ["compile_pass", "functional", "mapping", "module", "patch"])
+@pytest.mark.parametrize("name", ["compile_pass", "compiled", "functional", "mapping", "module", "patch"])
 def test_the_examples_in_docstrings_print_what_they_say(name, device):
     if device != "cpu":
         pytest.skip("tensors elsewhere are printed with their device")

@@ -8,6 +8,7 @@ from rmsnorm.library import cpu_targets, operators, use_cpu_target
 _why_not: Exception | None = None
 try:
     from rmsnorm.compile_pass import compile_pass
+    from rmsnorm.compiled import compile_as
     from rmsnorm.functional import npu_rms_norm, npu_rms_norm_backward, rms_norm
     from rmsnorm.mapping import patch_mapping
     from rmsnorm.module import RMSNorm
@@ -21,6 +22,7 @@ except Exception as error:
 __all__ = [
     "RMSNorm",
     "Report",
+    "compile_as",
     "compile_pass",
     "cpu_targets",
     "npu_rms_norm",

@@ -11,8 +11,8 @@ from rmsnorm.versions import is_compiling, load_operators
 library.check_arithmetic()
 load_operators()
 
-# All but call register themselves.
-from rmsnorm import batching, call, composite, fake, npu  # noqa: E402, F401
+# All but call and compiled register themselves.
+from rmsnorm import batching, call, compiled, composite, fake, npu  # noqa: E402, F401
 
 _rms_norm = torch.ops.rmsnorm.rms_norm.default
 _rms_norm_out = torch.ops.rmsnorm.rms_norm_out.default
@@ -51,7 +51,7 @@ def rms_norm(
     Raises:
         ValueError: a shape, dtype, device or number breaks the rules above; the text names it and
             its value.
-        RuntimeError, NotImplementedError: a gradient is asked for through out, or in forward mode.
+        RuntimeError, NotImplementedError: a gradient or a tangent is asked for through out.
 
     Bits: the same on every CPU, GPU of NVIDIA's, thread count and batch split (docs/numerics.md).
         Not promised on other devices: an Ascend NPU computes by torch_npu's own operators, others
@@ -64,10 +64,11 @@ def rms_norm(
     tensor([0.8485, 1.1314])
     """
     if out is None:
-        if not is_compiling():  # the compiler sees through torch.ops only
-            y = call.rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)
-            if y is not NotImplemented:
-                return y
+        if is_compiling():  # which sees through torch.ops, and not through call
+            return compiled.rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)[0]
+        y = call.rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)
+        if y is not NotImplemented:
+            return y
         return _rms_norm(x, gamma, epsilon, gamma_offset, rounding, out_dtype)[0]
     if out_dtype not in (None, out.dtype):
         raise ValueError(f"out_dtype: {out_dtype}; expected out's, {out.dtype}, or None")
@@ -108,7 +109,10 @@ def npu_rms_norm(
             return outputs
     if gamma is _MISSING or (self is _MISSING) == (input is None):
         raise TypeError("npu_rms_norm: expected gamma, and either self or input")
-    return _rms_norm(self if input is None else input, gamma, epsilon)
+    x = self if input is None else input
+    if is_compiling():
+        return compiled.rms_norm(x, gamma, epsilon, 0.0, "once", None)
+    return _rms_norm(x, gamma, epsilon)
 
 
 def npu_rms_norm_backward(
