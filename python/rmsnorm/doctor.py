@@ -148,7 +148,7 @@ def devices(problems: list[str]) -> dict[str, str]:
     if npu.operator("npu_rms_norm") is not None:
         ours["npu"] = "torch_npu's npu_rms_norm, whose bits are not promised"
     composite = "a composite of PyTorch's operators, whose bits are not promised"
-    backends = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
+    backends: dict[str, Any] = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
     for kind in ("xpu", torch._C._get_privateuse1_backend_name()):
         backends[kind] = getattr(torch, kind, None)
     found = [kind for kind, backend in backends.items() if backend and backend.is_available()]
