@@ -53,7 +53,7 @@ def check_numbers(x: Tensor, gamma: Tensor | None, epsilon: float, gamma_offset:
         raise ValueError(f"gamma_offset: {gamma_offset:g}; expected {accepted} (as float32)")
     if gamma is None and gamma_offset != 0:
         raise ValueError(f"gamma_offset: {gamma_offset:g} without gamma; expected 0")
-    if 0 in x.shape[x.dim() - (1 if gamma is None else gamma.dim()) :]:
+    if math.prod(x.shape[x.dim() - (1 if gamma is None else gamma.dim()) :]) == 0:
         raise ValueError(f"x: shape {list(x.shape)} has no element to normalize over")
 
 
@@ -71,7 +71,7 @@ def real_dtype(x: Tensor) -> torch.dtype:
 
 
 def _check_tensors(x: Tensor, gamma: Tensor | None, **like_x: Tensor) -> int:
-    for name, tensor in ({"x": x, "gamma": gamma} | like_x).items():
+    for name, tensor in {"x": x, "gamma": gamma, **like_x}.items():
         if tensor is not None and (tensor.is_nested or tensor.layout != torch.strided):
             layout = "nested" if tensor.is_nested else tensor.layout
             raise ValueError(f"{name}: layout {layout}; expected torch.strided")
