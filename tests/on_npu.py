@@ -121,6 +121,15 @@ def test_a_patched_model_goes_to_torch_npu(operators, order):
     assert same_bits(on_cpu(logits.detach()), expected.detach())
 
 
+def test_a_compiled_module_goes_to_torch_npu(operators):
+    norm = rmsnorm.RMSNorm(96).to("npu")
+    x = X.to("npu").requires_grad_()
+    y = torch.compile(norm, fullgraph=True, backend="aot_eager")(x)
+    y.sum().backward()
+    assert standin.calls == ["npu_rms_norm", "npu_rms_norm_backward"]
+    assert same_bits(on_cpu(y.detach()), rmsnorm.rms_norm(X, torch.ones(96)))
+
+
 OUTSIDE = {
     "float64": (torch.randn(3, 96, dtype=torch.float64), torch.randn(96, dtype=torch.float64)),
     "a gamma of less than 32 bytes": (torch.randn(3, 7), torch.randn(7)),

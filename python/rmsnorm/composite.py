@@ -33,13 +33,13 @@ def rms_norm(
     Raises:
         ValueError: as the kernels do.
 
-    Cost: eager, x is read twice and twice more in float32, which takes memory of up to three
-        times x's in float32.
+    Cost: in eager mode about ten passes over x, and up to three float32 copies of it at a time.
     """
     axes = check_forward(x, gamma, rounding, out_dtype)
     check_numbers(x, gamma, epsilon, gamma_offset)
-    rstd = _rstd(x, axes, epsilon)
-    y = x.to(rstd.dtype) * rstd
+    wide = x.to(real_dtype(x))
+    rstd = _rstd(wide, axes, epsilon, may_leave_range=x.dtype in (torch.float32, torch.bfloat16))
+    y = wide * rstd
     if rounding == "before_gamma":
         y = y.to(x.dtype).to(rstd.dtype)
     if gamma is not None:
@@ -88,17 +88,17 @@ def rms_norm_backward(
     return dx, dgamma.contiguous()
 
 
-def _rstd(x: Tensor, axes: int, epsilon: float) -> Tensor:
+def _rstd(x: Tensor, axes: int, epsilon: float, *, may_leave_range: bool) -> Tensor:
+    """In x's dtype; may_leave_range: whether the squares of x may, where that is float32."""
     rows = list(range(x.dim() - axes, x.dim()))
-    wide = x.to(real_dtype(x))
-    rounded_epsilon = wide.new_full([], epsilon)
-    t = wide.square().mean(rows, keepdim=True) + rounded_epsilon
-    if x.dtype in (torch.float16, torch.float64):  # squares of the one can't leave float32's range
+    rounded_epsilon = x.new_full([], epsilon)
+    t = x.square().mean(rows, keepdim=True) + rounded_epsilon
+    if not may_leave_range:
         return t.sqrt().reciprocal()
     one = torch.ones_like(t)
     big, small = t == float("inf"), t < 2.0**-90
     scale = torch.where(big, one / _SCALE, torch.where(small, one * _SCALE, one))
-    t = (wide * scale).square().mean(rows, keepdim=True) + rounded_epsilon * scale * scale
+    t = (x * scale).square().mean(rows, keepdim=True) + rounded_epsilon * scale * scale
     return t.sqrt().reciprocal() * scale
 
 
