@@ -119,8 +119,16 @@ class Call {
     if (in.ConsumeBool()) gamma_ = vector("gamma", gamma, n_, false);
     if (gamma_.name == nullptr) gamma_offset_ = 0;
     if (backward_ || in.ConsumeBool()) rstd_ = vector("rstd", RealOf(x), rows_, !backward_);
-    if (backward_ && in.ConsumeBool()) dx_ = matrix("dx", x, true);
-    if (backward_ && in.ConsumeBool()) {
+    const int sums = backward_ ? in.ConsumeIntegralInRange(0, 3) : 0;
+    if (sums == 2) {
+      whole_sums_ = vector("whole_sums", RealOf(x), rows_, false);
+      whole_n_ = n_ + in.PickValueInArray<int64_t>({0, 1, 1000});
+    } else if (sums == 3) {
+      sums_ = vector("sums", RealOf(x), rows_, true);
+    }
+    const bool gradients = backward_ && sums_.name == nullptr;
+    if (gradients && in.ConsumeBool()) dx_ = matrix("dx", x, true);
+    if (gradients && in.ConsumeBool()) {
       dgamma_ = vector("dgamma", RealOf(x), n_, true);
       const testing::Backwards one(1);
       least_workspace_ = rmsnorm_backward_workspace(rows_, n_, one.get());
@@ -216,6 +224,7 @@ class Call {
     add(gamma_.name != nullptr, gamma_.dtype, {0, 5, -1, x_.dtype == 4 ? 1 : 4});
     add(!backward_, rounding_, {0, 3, -1});
     add(backward_ && rows_ > 0, rstd_.at, {kNull});
+    add(whole_sums_.name != nullptr, whole_n_, {0, n_ - 1, -1, kMaxCount + 1});
     add(dgamma_.name != nullptr && rows_ > 0, workspace_.n,
         {0, least_workspace_ - 1, least_workspace_ / 2});
     add(dgamma_.name != nullptr && rows_ > 0, workspace_.at, {kNull, workspace_.at + 4});
@@ -259,7 +268,10 @@ class Call {
             .dgamma = dgamma_.In(arena),
             .gamma_offset = gamma_offset_,
             .workspace = workspace_.In(arena),
-            .workspace_size = static_cast<size_t>(workspace_.n)};
+            .workspace_size = static_cast<size_t>(workspace_.n),
+            .sums = sums_.In(arena),
+            .whole_sums = whole_sums_.In(arena),
+            .whole_n = whole_n_};
   }
 
   rmsnorm_status Run() {
@@ -293,9 +305,12 @@ class Call {
   rmsnorm_runner runner_;
   bool with_runner_;
   int omp_threads_;
-  Argument x_, gamma_, rstd_, y_, dx_, dgamma_, workspace_;  // y_: dy of backward
-  Argument* const arguments_[7] = {&x_, &gamma_, &rstd_, &y_, &dx_, &dgamma_, &workspace_};
+  // y_: dy of backward
+  Argument x_, gamma_, rstd_, y_, dx_, dgamma_, workspace_, sums_, whole_sums_;
+  Argument* const arguments_[9] = {&x_,      &gamma_,     &rstd_, &y_,         &dx_,
+                                   &dgamma_, &workspace_, &sums_, &whole_sums_};
   int64_t least_workspace_ = 0;
+  int64_t whole_n_ = 0;
   bool spoiled_ = false;
   Arena arena_;
 };

@@ -76,6 +76,10 @@ typedef struct rmsnorm_forward_args {
 
 // With xhat = x * rstd, w = dy * (gamma_offset + gamma), c = mean(w * xhat):
 // dx = (w - xhat * c) * rstd;  dgamma = column sums of dy * xhat.
+// Where the elements of a row are spread over several places, calls in each give the `sums` of its
+// columns, and their total is what another call takes as `whole_sums`. The total has the bits of a
+// whole row where it is added as the canonical tree (docs/numerics.md) of runs of columns that are
+// subtrees: 512 * 2^k of them from a multiple of 512 * 2^k on, or all that are left there.
 typedef struct rmsnorm_backward_args {
   size_t size;           // sizeof(rmsnorm_backward_args)
   int64_t rows;          // >= 0
@@ -89,6 +93,11 @@ typedef struct rmsnorm_backward_args {
   double gamma_offset;
   void* workspace;  // for dgamma: rmsnorm_backward_workspace bytes, aligned to 64
   size_t workspace_size;
+  void* sums;  // [rows], written, float32 (float64 where x is): dot(w, xhat) of each row, and then
+               // dx, dgamma and whole_sums are NULL; NULL: not wanted
+  const void* whole_sums;  // [rows], read, as sums: dot(w, xhat) of the whole rows that these are
+                           // parts of, c = whole_sums / whole_n; NULL: these rows are whole
+  int64_t whole_n;         // elements of a whole row, >= n; read with whole_sums only
 } rmsnorm_backward_args;
 
 // Runs indices [begin, end) of a piece of work.

@@ -49,6 +49,9 @@ class BackwardArgs(ctypes.Structure):
         ("gamma_offset", c_double),
         ("workspace", c_void_p),
         ("workspace_size", c_size_t),
+        ("sums", c_void_p),
+        ("whole_sums", c_void_p),
+        ("whole_n", c_int64),
     )
 
 

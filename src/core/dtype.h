@@ -122,7 +122,7 @@ constexpr int64_t SizeOf(rmsnorm_dtype dtype) {
   }
 }
 
-// The dtype of rstd and dgamma.
+// The dtype of rstd, sums and dgamma.
 constexpr rmsnorm_dtype RealOf(rmsnorm_dtype x) {
   return x == RMSNORM_FLOAT64 ? RMSNORM_FLOAT64 : RMSNORM_FLOAT32;
 }

@@ -25,12 +25,12 @@ struct TensorSpec {
   bool optional = false;  // an input: may be absent; an output: is written where it is wanted
 };
 
-enum class AttributeType { kFloat, kRounding, kDtype, kWanted };
+enum class AttributeType { kFloat, kInt, kRounding, kDtype, kWanted };
 
 struct AttributeSpec {
   std::string_view name;
   AttributeType type;
-  std::string_view default_value;
+  std::string_view default_value;  // empty: none, it must be given
   std::string_view accepted;
   double minimum = std::numeric_limits<double>::lowest();  // of a kFloat
 };
@@ -105,7 +105,46 @@ inline constexpr OpSpec kRmsNormBackward = {
     .gradient = "a composite of PyTorch's operators, in float64",
     .source = "the derivative of rms_norm; rstd counts as a function of x"};
 
-inline constexpr std::array kOps = {&kRmsNorm, &kRmsNormBackward};
+// Where the elements of a row are spread over several calls, each has an aligned run of columns.
+inline constexpr TensorSpec kSums = {"sums", "like rstd", Dtypes::kReal};
+
+namespace rms_norm_row_sums {
+inline constexpr TensorSpec kInputs[] = {rms_norm_backward::kDy, kX, kGamma, kRstd};
+inline constexpr AttributeSpec kAttributes[] = {kGammaOffset};
+inline constexpr TensorSpec kOutputs[] = {kSums};
+}  // namespace rms_norm_row_sums
+
+inline constexpr OpSpec kRmsNormRowSums = {
+    .name = "rms_norm_row_sums",
+    .formula =
+        "xhat = x * rstd;  w = dy * (gamma_offset + gamma);  sums = row sums of w * xhat "
+        "(of x^2 where dy is x, gamma absent and rstd 1)",
+    .inputs = rms_norm_row_sums::kInputs,
+    .attributes = rms_norm_row_sums::kAttributes,
+    .outputs = rms_norm_row_sums::kOutputs,
+    .gradient = "none",
+    .source = "the sum in rms_norm_backward, and that in rms_norm"};
+
+namespace rms_norm_backward_from_sums {
+inline constexpr TensorSpec kInputs[] = {rms_norm_backward::kDy, kX, kGamma, kRstd, kSums};
+inline constexpr AttributeSpec kN = {.name = "n",
+                                     .type = AttributeType::kInt,
+                                     .default_value = "",
+                                     .accepted = "the elements of a whole row, x's or more"};
+inline constexpr AttributeSpec kAttributes[] = {kN, kGammaOffset, kWanted};
+}  // namespace rms_norm_backward_from_sums
+
+inline constexpr OpSpec kRmsNormBackwardFromSums = {
+    .name = "rms_norm_backward_from_sums",
+    .formula = "as rms_norm_backward, with mean(w * xhat) = sums / n",
+    .inputs = rms_norm_backward_from_sums::kInputs,
+    .attributes = rms_norm_backward_from_sums::kAttributes,
+    .outputs = rms_norm_backward::kOutputs,
+    .gradient = "none",
+    .source = "the derivative of rms_norm, where a call has a part of each row"};
+
+inline constexpr std::array kOps = {&kRmsNorm, &kRmsNormBackward, &kRmsNormRowSums,
+                                    &kRmsNormBackwardFromSums};
 
 constexpr std::string_view Accepted(Dtypes dtypes) {
   switch (dtypes) {

@@ -84,22 +84,41 @@ Real ColumnSum(const rmsnorm_backward_args& args, int64_t begin, int64_t end, in
 }
 
 template <class Real>
+Real W(const rmsnorm_backward_args& args, int64_t row, int64_t i) {
+  return At<Real>(args.dy, row, i) * Scale<Real>(args.gamma, args.gamma_offset, i);
+}
+
+template <class Real>
+Real RowSum(const rmsnorm_backward_args& args, int64_t row) {
+  return Dot<Real>(
+      args.n, [&](int64_t i) { return W<Real>(args, row, i); },
+      [&](int64_t i) { return Xhat<Real>(args, row, i); });
+}
+
+template <class Real>
+void RowSums(const rmsnorm_backward_args& args, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    StoreElement(args.sums, row, FromReal<Real>(RowSum<Real>(args, row)));
+  }
+}
+
+template <class Real>
 void Gradient(const rmsnorm_backward_args& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const auto w = [&](int64_t i) {
-      return At<Real>(args.dy, row, i) * Scale<Real>(args.gamma, args.gamma_offset, i);
-    };
-    const auto xhat = [&](int64_t i) { return Xhat<Real>(args, row, i); };
     const Real rstd = LoadElement<Real>(args.rstd, row);
-    const Real c = Dot<Real>(args.n, w, xhat) / static_cast<Real>(args.n);
+    const Real c = args.whole_sums != nullptr
+                       ? LoadElement<Real>(args.whole_sums, row) / static_cast<Real>(args.whole_n)
+                       : RowSum<Real>(args, row) / static_cast<Real>(args.n);
     for (int64_t i = 0; i < args.n; ++i) {
-      Set(args.dx, row, i, std::fma(-xhat(i), c, w(i)) * rstd);
+      const Real gradient = std::fma(-Xhat<Real>(args, row, i), c, W<Real>(args, row, i)) * rstd;
+      Set(args.dx, row, i, gradient);
     }
   }
 }
 
 template <class Real>
 void Backward(const rmsnorm_backward_args& args) {
+  if (args.sums != nullptr) RowSums<Real>(args, 0, args.rows);
   if (args.dx.data != nullptr) Gradient<Real>(args, 0, args.rows);
   for (int64_t i = 0; args.dgamma != nullptr && i < args.n; ++i) {
     const Real sum = args.rows > 0 ? ColumnSum<Real>(args, 0, args.rows, i) : 0;
@@ -121,6 +140,7 @@ void BackwardReference(const rmsnorm_backward_args& args) {
 
 void BackwardRowsReference(const rmsnorm_backward_args& args, int64_t begin, int64_t end,
                            float* column_sums) {
+  if (args.sums != nullptr) RowSums<float>(args, begin, end);
   if (args.dx.data != nullptr) Gradient<float>(args, begin, end);
   if (column_sums == nullptr) return;
   for (int64_t i = 0; i < args.n; ++i) column_sums[i] = ColumnSum<float>(args, begin, end, i);

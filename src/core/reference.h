@@ -15,11 +15,12 @@ namespace rmsnorm {
 // Writes y and rstd of rows [begin, end).
 void ForwardReference(const rmsnorm_forward_args& args, int64_t begin, int64_t end);
 
-// Writes dx and dgamma, without the workspace.
+// Writes dx and dgamma, or sums, without the workspace.
 void BackwardReference(const rmsnorm_backward_args& args);
 
-// Writes dx of rows [begin, end), where begin is a multiple of kLeafRows, and, unless it is null,
-// the tree over those rows' leaves of each column of dy * xhat to column_sums[0 … n). Not float64.
+// Writes dx or sums of rows [begin, end), where begin is a multiple of kLeafRows, and, unless it is
+// null, the tree over those rows' leaves of each column of dy * xhat to column_sums[0 … n). Not
+// float64.
 void BackwardRowsReference(const rmsnorm_backward_args& args, int64_t begin, int64_t end,
                            float* column_sums);
 

@@ -213,6 +213,17 @@ bool CheckWorkspace(const rmsnorm_backward_args& a, int64_t least, Message& mess
   return Reject(message, "workspace: %p; expected an address aligned to 64", a.workspace);
 }
 
+bool CheckSums(const rmsnorm_backward_args& a, Message& message) {
+  if (a.sums != nullptr) {
+    const char* with = a.dx.data != nullptr      ? "dx"
+                       : a.dgamma != nullptr     ? "dgamma"
+                       : a.whole_sums != nullptr ? "whole_sums"
+                                                 : nullptr;
+    return with == nullptr || Reject(message, "sums: given with %s; expected sums alone", with);
+  }
+  return a.whole_sums == nullptr || CheckCount("whole_n", a.whole_n, a.n, message);
+}
+
 // "[8, 5120]"; cut with "…" where there are very many axes.
 struct ShapeText {
   char text[160] = "[";
@@ -278,15 +289,17 @@ bool Validate(const rmsnorm_backward_args* args, LeastWorkspace least_workspace,
     return false;
   }
   if (a.rstd == nullptr && a.rows > 0) return Reject(message, "rstd: null; expected [rows]");
-  if (!CheckWorkspace(a, least_workspace(a), message)) return false;
+  if (!CheckSums(a, message) || !CheckWorkspace(a, least_workspace(a), message)) return false;
   const int64_t real = SizeOf(RealOf(a.x.dtype));
   const Region writes[] = {
       MatrixRegion(dx, a.dx, a.rows, a.n), VectorRegion("dgamma", a.dgamma, real * a.n),
+      VectorRegion("sums", a.sums, real * a.rows),
       VectorRegion("workspace", a.dgamma ? a.workspace : nullptr,
                    static_cast<int64_t>(std::min<uint64_t>(a.workspace_size, kMaxBytes)))};
   const Region reads[] = {MatrixRegion(dy, a.dy, a.rows, a.n),
                           VectorRegion("gamma", a.gamma.data, a.n * SizeOf(a.gamma.dtype)),
-                          VectorRegion("rstd", a.rstd, real * a.rows)};
+                          VectorRegion("rstd", a.rstd, real * a.rows),
+                          VectorRegion("whole_sums", a.whole_sums, real * a.rows)};
   return CheckApart(writes, reads, MatrixRegion(kX, a.x, a.rows, a.n), nullptr, message);
 }
 

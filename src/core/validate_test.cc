@@ -81,6 +81,12 @@ const BadCall<F> kBadForward[] = {
     {"UnknownRounding", "rounding: 3; expected RMSNORM_ROUND_ONCE", [](F& a) { a.rounding = 3; }},
 };
 
+void WantSums(B& args, void* sums) {
+  args.dx.data = nullptr;
+  args.dgamma = nullptr;
+  args.sums = sums;
+}
+
 const BadCall<B> kBadBackward[] = {
     {"OldSize", "args: size 0; expected", [](B& a) { a.size = 0; }},
     {"NegativeRows", "rows: -1; expected 0 to", [](B& a) { a.rows = -1; }},
@@ -115,6 +121,41 @@ const BadCall<B> kBadBackward[] = {
        a.gamma_offset = 2;
      }},
     {"NaNOffset", "gamma_offset: nan", [](B& a) { a.gamma_offset = kNaN; }},
+    {"SumsWithDx", "sums: given with dx; expected sums alone", [](B& a) { a.sums = a.dgamma; }},
+    {"SumsWithDgamma", "sums: given with dgamma; expected sums alone",
+     [](B& a) {
+       a.sums = a.dx.data;
+       a.dx.data = nullptr;
+     }},
+    {"SumsWithWholeSums", "sums: given with whole_sums; expected sums alone",
+     [](B& a) {
+       WantSums(a, a.dgamma);
+       a.whole_sums = a.rstd;
+     }},
+    {"SumsOnX", "sums: overlaps x", [](B& a) { WantSums(a, a.x.data); }},
+    {"SumsOnDy", "sums: overlaps dy", [](B& a) { WantSums(a, a.dy.data); }},
+    {"SumsOnRstd", "sums: overlaps rstd", [](B& a) { WantSums(a, const_cast<void*>(a.rstd)); }},
+    {"SumsWithoutRstd", "rstd: null; expected [rows]",
+     [](B& a) {
+       WantSums(a, a.dgamma);
+       a.rstd = nullptr;
+     }},
+    {"NoWholeN", "whole_n: 0; expected 64 to 2^48", [](B& a) { a.whole_sums = a.rstd; }},
+    {"WholeNBelowN", "whole_n: 63; expected 64 to 2^48",
+     [](B& a) {
+       a.whole_sums = a.rstd;
+       a.whole_n = 63;
+     }},
+    {"HugeWholeN", "whole_n: 9223372036854775807; expected 64 to 2^48",
+     [](B& a) {
+       a.whole_sums = a.rstd;
+       a.whole_n = INT64_MAX;
+     }},
+    {"DgammaOnWholeSums", "dgamma: overlaps whole_sums",
+     [](B& a) {
+       a.whole_sums = a.dgamma;
+       a.whole_n = 64;
+     }},
 };
 
 constexpr Case kGood = {.rows = 4, .n = 64};

@@ -105,14 +105,15 @@ class BackwardRowsOf {
       : args_(args),
         n_(args.n),
         slot_(PaddedColumns(args.n)),
+        whole_n_(static_cast<float>(args.whole_sums != nullptr ? args.whole_n : args.n)),
         streams_(stores == Stores::kPastCaches),
         // Rows stay in the second-level cache between the passes; the second goes leaf by leaf, so
         // that its part of gamma and of the sums stays in the first.
         grouping_(GroupingOf(n_, n_ * (sizeof(TDY) + sizeof(TX)), 128 << 10, 64 << 10)),
         scales_(args.gamma, args.gamma_offset, args.n) {}
 
-  // dx of rows [begin, end), and the tree over their leaves of the columns of dy * xhat in slots[0
-  // … n), unless slots is null.
+  // dx or sums of rows [begin, end), and the tree over their leaves of the columns of dy * xhat in
+  // slots[0 … n), unless slots is null.
   void Rows(int64_t begin, int64_t end, float* slots) {
     Leaves(begin / kLeafRows, CeilDiv(end - begin, kLeafRows), end, slots);
     if (slots != nullptr && kEvenOdd<TX>) {
@@ -165,17 +166,21 @@ class BackwardRowsOf {
 
   // Not inlined into the recursion above, whose every level would hold its memory.
   HWY_NOINLINE void Group(int64_t row, int64_t rows, int64_t end, float* sums) {
-    if (args_.dx.data == nullptr) {
+    if (args_.dx.data == nullptr && args_.sums == nullptr) {
       return Gradients<Wanted<false, false, true>>(row, rows, RowSums(), end, sums);
     }
-    const DF d;
-    const auto terms = [&](size_t r, size_t i) { return TermsAt(row + r, i); };
-    RowSums c = DotOfRows<TX>(d, n_, rows, terms);
-    bool usual = true;
+    RowSums c = SumsOfRows(row, rows);
+    if (args_.sums != nullptr) {
+      for (int64_t r = 0; r < rows; ++r) {
+        StoreElement(args_.sums, row + r, FromFloat<float>(c.of[r]));
+      }
+      return;
+    }
+    bool usual = args_.whole_sums == nullptr;
     for (int64_t r = 0; r < rows; ++r) {
-      c.of[r] /= static_cast<float>(n_);
+      c.of[r] /= whole_n_;
       // A finite c implies finite w and xhat, so that dx holds no NaN: w - xhat * c may be
-      // infinite, but where rstd is 0, so is xhat, and it is w.
+      // infinite, but where rstd is 0, so is xhat, and it is w. A c that was given implies nothing.
       usual = usual && std::isfinite(c.of[r]);
     }
     if (sums == nullptr) {
@@ -185,6 +190,17 @@ class BackwardRowsOf {
     } else {
       Gradients<Wanted<true, true, true>>(row, rows, c, end, sums);
     }
+  }
+
+  // dot(w, xhat) of the whole rows.
+  HWY_INLINE RowSums SumsOfRows(int64_t row, int64_t rows) {
+    if (args_.whole_sums == nullptr) {
+      const auto terms = [&](size_t r, size_t i) { return TermsAt(row + r, i); };
+      return DotOfRows<TX>(DF(), n_, rows, terms);
+    }
+    RowSums sums;
+    for (int64_t r = 0; r < rows; ++r) sums.of[r] = LoadElement<float>(args_.whole_sums, row + r);
+    return sums;
   }
 
   template <class W>
@@ -225,6 +241,7 @@ class BackwardRowsOf {
   const rmsnorm_backward_args& args_;
   const size_t n_;
   const size_t slot_;  // floats
+  const float whole_n_;
   const bool streams_;
   const Grouping grouping_;
   Scales<TX> scales_;
@@ -304,7 +321,7 @@ int64_t LeastBackwardWorkspace(const rmsnorm_backward_args& args) {
 }
 
 void Backward(const rmsnorm_backward_args& args, const rmsnorm_runner* runner) {
-  if (args.dx.data == nullptr && args.dgamma == nullptr) return;
+  if (args.dx.data == nullptr && args.dgamma == nullptr && args.sums == nullptr) return;
   if (args.x.dtype == RMSNORM_FLOAT64) return BackwardReference(args);
   const int64_t row_bytes = args.n * (2 * SizeOf(args.x.dtype) + SizeOf(args.dy.dtype));
   const bool reference = UsesReference();

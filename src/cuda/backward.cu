@@ -16,6 +16,19 @@ __device__ Real RstdOf(const Args& args, int64_t row) {
   return LoadOne(static_cast<const Real*>(args.rstd) + row);
 }
 
+// c of a row, from the sum of its terms where it is whole.
+template <class Real>
+__device__ Real MeanOf(const Args& args, int64_t row, Real sum) {
+  if (args.whole_sums == nullptr) return Quotient(sum, static_cast<Real>(args.n));
+  return Quotient(LoadOne(static_cast<const Real*>(args.whole_sums) + row),
+                  static_cast<Real>(args.whole_n));
+}
+
+template <class Real>
+__device__ void StoreSum(const Args& args, int64_t row, Real sum) {
+  StoreOne(FromReal<Real>(sum), static_cast<Real*>(args.sums) + row);
+}
+
 // What one thread keeps in its block's memory: the scales of its columns, then a ring of rows on
 // their way. Only this thread reads and writes it, so no barrier guards it. The chunks of a warp's
 // threads are neighbours, so that no two meet in a bank.
@@ -246,10 +259,13 @@ __global__ void __launch_bounds__(kSteps < kLeafSteps ? kSmallBlock
       next_rstd = rstd_of(row + 1);
       const uint4* stage = ring.Await(row);
       const float terms = SumOfTerms<kVectors, R, kSteps>(ring, stage, rest, rstd);
-      const float c = Quotient(team.Fold(terms) + 0.0f, static_cast<float>(args.n));
-      if (row < args.rows) {
+      const float sum = team.Fold(terms) + 0.0f;
+      if (row < args.rows && args.sums == nullptr) {
+        const float c = MeanOf(args, row, sum);
         TX* to = dx.data != nullptr ? dx.At(row) + column : nullptr;
         GradientsOfRow<kVectors>(ring, stage, rest, rstd, c, to, sums);
+      } else if (row < args.rows && column == 0) {
+        StoreSum(args, row, sum);
       }
       ask_for(row + stages);
     }
@@ -282,7 +298,7 @@ struct Terms {
   }
 };
 
-// dx of rows of any length, read twice.
+// dx or sums of rows of any length, read twice.
 template <bool kVectors, class TX, class TDY>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     LongGradients(const __grid_constant__ Args args, const Plan plan) {
@@ -290,12 +306,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   constexpr int kCount = kWidth<TX>;
   Team team(plan);
   const int64_t row = blockIdx.x;
-  TX* dx = Matrix<TX>(args.dx).At(row);
   const Real rstd = RstdOf<Real>(args, row);
   VisitGamma<Real>(args.gamma, [&](auto g) {
     const Terms<kVectors, TX, TDY, decltype(g)> terms = {args, row};
-    const Real c =
-        Quotient(DotFromMemory<Real, TX>(team, args.n, terms), static_cast<Real>(args.n));
+    const Real sum = DotFromMemory<Real, TX>(team, args.n, terms);
+    if (args.sums != nullptr) {
+      if (threadIdx.x == 0) StoreSum(args, row, sum);
+      return;
+    }
+    TX* dx = Matrix<TX>(args.dx).At(row);
+    const Real c = MeanOf(args, row, sum);
     const int64_t step = int64_t{blockDim.x} * kCount;
     for (int64_t i = int64_t{threadIdx.x} * kCount; i < args.n; i += step) {
       const int count = Rest(args.n, i);
@@ -388,7 +408,7 @@ void LaunchFold(const Args& args, int64_t pieces, Queue& queue) {
 template <bool kVectors, class TX, class TDY>
 void LaunchLong(const Args& args, Queue& queue) {
   using Real = RealOfElement<TX>;
-  if (args.dx.data != nullptr) {
+  if (args.dx.data != nullptr || args.sums != nullptr) {
     queue.Launch(LongGradients<kVectors, TX, TDY>,
                  {args.rows, kReadTwice.threads, 1, sizeof(Exchange)}, args, kReadTwice);
   }
@@ -449,7 +469,9 @@ void Launch(const Args& args, Queue& queue) {
 
 Refusal Backward(const rmsnorm_backward_args& args, void* stream) {
   Queue queue(stream);
-  if (args.dx.data == nullptr && args.dgamma == nullptr) return queue.refusal();
+  if (args.dx.data == nullptr && args.dgamma == nullptr && args.sums == nullptr) {
+    return queue.refusal();
+  }
   VisitTypes(args.x.dtype, args.dy.dtype,
              [&](auto x, auto dy) { Launch<decltype(x), decltype(dy)>(args, queue); });
   return queue.refusal();
