@@ -83,7 +83,7 @@ def test_doctor_finds_no_problem_here(package):
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["problems"] == []
     assert report["library"]["targets"] == rmsnorm.cpu_targets()
-    assert set(report["library"]["digests"].values()) == {"280 of 280 agree"}
+    assert set(report["library"]["digests"].values()) == {"350 of 350 agree"}
     assert "-ffp-contract=off" in report["library"]["flags"]
     assert report["pytorch"]["version"] == torch.__version__
     assert report["flush_to_zero"]["set by"] == []
@@ -92,7 +92,7 @@ def test_doctor_finds_no_problem_here(package):
 def test_doctor_says_in_words_what_json_says(package):
     done = run_doctor(package)
     assert done.returncode == 0
-    assert "280 of 280 agree" in done.stdout and "No problem found." in done.stdout
+    assert "350 of 350 agree" in done.stdout and "No problem found." in done.stdout
 
 
 def test_doctor_names_results_with_other_bits(package):
@@ -112,7 +112,7 @@ def test_doctor_runs_and_says_why_where_the_operators_cannot_be_loaded(package):
     assert done.returncode == 1
     assert "the operators could not be loaded" in report["problems"][0]
     assert "librmsnorm_torch.so" in report["problems"][0]
-    assert set(report["library"]["digests"].values()) == {"280 of 280 agree"}
+    assert set(report["library"]["digests"].values()) == {"350 of 350 agree"}
     use = subprocess.run(
         [sys.executable, "-c", "from rmsnorm import rms_norm"],
         cwd=package,
@@ -130,7 +130,7 @@ def test_doctor_runs_and_says_why_where_pytorch_is_broken(package):
     assert report["problems"] == [
         "pytorch: the operators could not be loaded: libtorch_cpu.so: cannot open"
     ]
-    assert set(report["library"]["digests"].values()) == {"280 of 280 agree"}
+    assert set(report["library"]["digests"].values()) == {"350 of 350 agree"}
 
 
 def test_doctor_runs_and_says_why_where_the_core_cannot_be_loaded(package):

@@ -2,6 +2,7 @@
 // operator, come from formulas.
 #include <ATen/FuncTorchTLS.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -228,6 +229,9 @@ TORCH_LIBRARY_IMPL(rmsnorm, Autograd, m) {
   m.impl("rms_norm", RmsNormAutograd);
   m.impl("rms_norm_out", RmsNormOutAutograd);
   m.impl("rms_norm_backward", RmsNormBackwardAutograd);
+  // Whoever puts them together gives the whole a gradient; a backward through one of them raises.
+  m.impl("rms_norm_row_sums", torch::autograd::autogradNotImplementedFallback());
+  m.impl("rms_norm_backward_from_sums", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(rmsnorm, ADInplaceOrView, m) { m.impl("rms_norm_out", RmsNormOutInplace); }

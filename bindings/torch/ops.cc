@@ -22,6 +22,8 @@ std::string SchemaOf(const AttributeSpec& attribute) {
   switch (attribute.type) {
     case AttributeType::kFloat:
       return "float " + name + "=" + value;
+    case AttributeType::kInt:
+      return "int " + name;
     case AttributeType::kRounding:
       return "str " + name + "=\"" + value + "\"";
     case AttributeType::kDtype:
@@ -134,47 +136,98 @@ void RmsNormOutNegative(const Tensor& x, const MaybeTensor& gamma, double epsilo
   if (out.is_neg()) y.neg_();
 }
 
-template <class Device>
-std::tuple<Tensor, Tensor> RmsNormBackwardOn(const Tensor& dy, const Tensor& x,
-                                             const MaybeTensor& gamma, const Tensor& rstd,
-                                             double gamma_offset, std::array<bool, 2> wanted) {
+// The inputs of a backward call; args points to what the others hold.
+struct BackwardInputs {
+  Shape shape;
+  Rows dy, x;
+  Column gamma;
+  Tensor rstd;
+  rmsnorm_backward_args args;
+};
+
+// rstd or sums, packed.
+Tensor PerRow(const char* name, const Tensor& tensor, const Tensor& x, const Shape& shape) {
+  CheckDevice(name, tensor, x);
+  TORCH_CHECK_VALUE(tensor.numel() == shape.rows && tensor.scalar_type() == RealType(x), name,
+                    ": shape ", tensor.sizes(), ", dtype ", tensor.scalar_type(), "; expected ",
+                    RstdSizes(x, shape.axes), ", ", RealType(x));
+  return tensor.contiguous();
+}
+
+BackwardInputs InputsOf(const Tensor& dy, const Tensor& x, const MaybeTensor& gamma,
+                        const Tensor& rstd, double gamma_offset) {
   CheckDevice("dy", dy, x);
   CheckDevice("gamma", gamma, x);
-  CheckDevice("rstd", rstd, x);
-  const Device device(x);
   const Shape shape = ShapeOf(x, gamma);
   TORCH_CHECK_VALUE(dy.sizes() == x.sizes(), "dy: shape ", dy.sizes(), "; expected x's ",
                     x.sizes());
-  TORCH_CHECK_VALUE(rstd.numel() == shape.rows && rstd.scalar_type() == RealType(x), "rstd: shape ",
-                    rstd.sizes(), ", dtype ", rstd.scalar_type(), "; expected ",
-                    RstdSizes(x, shape.axes), ", ", RealType(x));
-  const Rows dy_rows = RowsOf("dy", dy, shape);
-  const Rows x_rows = RowsOf("x", x, shape);
-  const Column column = ColumnOf(gamma);
-  const Tensor rstd_packed = rstd.contiguous();
-  rmsnorm_backward_args args = {};
+  BackwardInputs inputs = {shape,           RowsOf("dy", dy, shape),        RowsOf("x", x, shape),
+                           ColumnOf(gamma), PerRow("rstd", rstd, x, shape), {}};
+  rmsnorm_backward_args& args = inputs.args;
   args.size = sizeof(args);
   args.rows = shape.rows;
   args.n = shape.n;
-  args.dy = dy_rows.matrix;
-  args.x = x_rows.matrix;
-  args.gamma = column.vector;
-  args.rstd = rstd_packed.const_data_ptr();
+  args.dy = inputs.dy.matrix;
+  args.x = inputs.x.matrix;
+  args.gamma = inputs.gamma.vector;
+  args.rstd = inputs.rstd.const_data_ptr();
   args.gamma_offset = gamma_offset;
+  return inputs;
+}
+
+// wanted: dx, dgamma.
+template <class Device>
+std::tuple<Tensor, Tensor> GradientsOn(const Tensor& x, const BackwardInputs& inputs,
+                                       std::array<bool, 2> wanted) {
+  const Device device(x);
+  const Shape& shape = inputs.shape;
+  rmsnorm_backward_args args = inputs.args;
   constexpr std::array<int64_t, 1> none = {0};
   Tensor dx = device.Fresh(wanted[0] ? x.sizes() : at::IntArrayRef(none), x.scalar_type());
   Tensor dgamma = device.Fresh(
       wanted[1] ? x.sizes().slice(x.dim() - shape.axes) : at::IntArrayRef(none), RealType(x));
   Tensor workspace;
-  if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, x_rows.matrix.dtype};
+  if (wanted[0]) args.dx = {dx.data_ptr(), shape.n, args.x.dtype};
   if (wanted[1]) {
     args.dgamma = dgamma.data_ptr();
-    args.workspace_size = device.Workspace(shape.rows, shape.n, x_rows.matrix.dtype);
+    args.workspace_size = device.Workspace(shape.rows, shape.n, args.x.dtype);
     workspace = device.Fresh({static_cast<int64_t>(args.workspace_size)}, at::kByte);
     args.workspace = workspace.data_ptr();
   }
   RaiseUnlessOk(device.Backward(args));
   return {dx, dgamma};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> RmsNormBackwardOn(const Tensor& dy, const Tensor& x,
+                                             const MaybeTensor& gamma, const Tensor& rstd,
+                                             double gamma_offset, std::array<bool, 2> wanted) {
+  return GradientsOn<Device>(x, InputsOf(dy, x, gamma, rstd, gamma_offset), wanted);
+}
+
+template <class Device>
+Tensor RowSumsOn(const Tensor& dy, const Tensor& x, const MaybeTensor& gamma, const Tensor& rstd,
+                 double gamma_offset) {
+  BackwardInputs inputs = InputsOf(dy, x, gamma, rstd, gamma_offset);
+  const Device device(x);
+  Tensor sums = device.Fresh(RstdSizes(x, inputs.shape.axes), RealType(x));
+  inputs.args.sums = sums.data_ptr();
+  RaiseUnlessOk(device.Backward(inputs.args));
+  return sums;
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> BackwardFromSumsOn(const Tensor& dy, const Tensor& x,
+                                              const MaybeTensor& gamma, const Tensor& rstd,
+                                              const Tensor& sums, int64_t n, double gamma_offset,
+                                              std::array<bool, 2> wanted) {
+  BackwardInputs inputs = InputsOf(dy, x, gamma, rstd, gamma_offset);
+  TORCH_CHECK_VALUE(n >= inputs.shape.n, "n: ", n, "; expected ", inputs.shape.n,
+                    " or more, the elements of a whole row");
+  const Tensor packed_sums = PerRow("sums", sums, x, inputs.shape);
+  inputs.args.whole_sums = packed_sums.const_data_ptr();
+  inputs.args.whole_n = n;
+  return GradientsOn<Device>(x, inputs, wanted);
 }
 
 template <class Signature>
@@ -220,6 +273,8 @@ void Implement(torch::Library& m) {
   m.impl("rms_norm", RmsNormOn<Device>);
   m.impl("rms_norm_out", RmsNormOutOn<Device>);
   m.impl("rms_norm_backward", RmsNormBackwardOn<Device>);
+  m.impl("rms_norm_row_sums", RowSumsOn<Device>);
+  m.impl("rms_norm_backward_from_sums", BackwardFromSumsOn<Device>);
 }
 
 TORCH_LIBRARY_IMPL(rmsnorm, CPU, m) { Implement<Cpu>(m); }

@@ -28,7 +28,7 @@ struct Shape {
 // Absent gamma: the last axis.
 Shape ShapeOf(const at::Tensor& x, const MaybeTensor& gamma);
 
-// The type of rstd and dgamma: float32, float64 where x is.
+// The type of rstd, sums and dgamma: float32, float64 where x is.
 at::ScalarType RealType(const at::Tensor& x);
 
 // rstd's sizes: x's, with a 1 for each of the last `axes`.

@@ -33,14 +33,19 @@ def check_out(x: Tensor, gamma: Tensor | None, rounding: str, out: Tensor) -> No
         raise ValueError(f"out: dtype {out.dtype}; expected {_ACCEPTED['out_dtype']}")
 
 
-def check_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, rstd: Tensor) -> int:
+def check_backward(
+    dy: Tensor, x: Tensor, gamma: Tensor | None, rstd: Tensor, sums: Tensor | None = None
+) -> int:
     """As check_forward."""
     axes = _check_tensors(x, gamma, dy=dy)
     if dy.dtype not in (x.dtype, real_dtype(x)):
         raise ValueError(f"dy: dtype {dy.dtype}; expected {_ACCEPTED['out_dtype']}")
-    _check_device("rstd", rstd, x)
-    if rstd.dtype != real_dtype(x):
-        raise ValueError(f"rstd: dtype {rstd.dtype}; expected {real_dtype(x)}")
+    for name, tensor in {"rstd": rstd, "sums": sums}.items():
+        if tensor is None:
+            continue
+        _check_device(name, tensor, x)
+        if tensor.dtype != real_dtype(x):
+            raise ValueError(f"{name}: dtype {tensor.dtype}; expected {real_dtype(x)}")
     return axes
 
 
@@ -57,16 +62,16 @@ def check_numbers(x: Tensor, gamma: Tensor | None, epsilon: float, gamma_offset:
         raise ValueError(f"x: shape {list(x.shape)} has no element to normalize over")
 
 
-def check_rstd(rstd: Tensor, x: Tensor, axes: int) -> list[int]:
-    """The shape that rstd has or, with as many elements, stands for."""
+def check_rstd(rstd: Tensor, x: Tensor, axes: int, name: str = "rstd") -> list[int]:
+    """The shape that rstd, or sums, has or, with as many elements, stands for."""
     shape = [*x.shape[: x.dim() - axes], *[1] * axes]
     if rstd.numel() != math.prod(shape):
-        raise ValueError(f"rstd: shape {list(rstd.shape)}; expected {shape}")
+        raise ValueError(f"{name}: shape {list(rstd.shape)}; expected {shape}")
     return shape
 
 
 def real_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of rstd and dgamma."""
+    """The dtype of rstd, sums and dgamma."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -161,10 +161,8 @@ def ops() -> None:
                     f"{tensor['shape']}; {tensor['dtypes']}{absent}",
                 )
         for attribute in op["attributes"]:
-            table.add_row(
-                f"attribute {attribute['name']}",
-                f"{attribute['accepted']}; default {attribute['default']}",
-            )
+            default = f"default {attribute['default']}" if attribute["default"] else "required"
+            table.add_row(f"attribute {attribute['name']}", f"{attribute['accepted']}; {default}")
         table.add_row("gradient", op["gradient"])
         table.add_row("source", op["source"])
         console.print(table, markup=False)

@@ -1,5 +1,7 @@
 """The operators as PyTorch's own: what computes on every device that has no kernels of ours."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -71,6 +73,48 @@ def rms_norm_backward(
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
     """(dx, dgamma) of torch.ops.rmsnorm.rms_norm_backward; what isn't wanted has shape [0]."""
+    return _backward(dy, x, gamma, rstd, None, gamma_offset, wanted)
+
+
+def rms_norm_row_sums(
+    dy: Tensor, x: Tensor, gamma: Tensor | None, rstd: Tensor, gamma_offset: float = 0.0
+) -> Tensor:
+    """The sums of torch.ops.rmsnorm.rms_norm_row_sums, each in the device's own order."""
+    axes = check_backward(dy, x, gamma, rstd)
+    check_numbers(x, gamma, 0.0, gamma_offset)
+    xhat = x.to(rstd.dtype) * rstd.reshape(check_rstd(rstd, x, axes))
+    w = dy if gamma is None else dy * _scale(gamma, gamma_offset, rstd.dtype)
+    return (w * xhat).sum(list(range(x.dim() - axes, x.dim())), keepdim=True).contiguous()
+
+
+def rms_norm_backward_from_sums(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    rstd: Tensor,
+    sums: Tensor,
+    n: int,
+    gamma_offset: float = 0.0,
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
+    """(dx, dgamma) of torch.ops.rmsnorm.rms_norm_backward_from_sums."""
+    axes = check_backward(dy, x, gamma, rstd, sums)
+    least = math.prod(x.shape[x.dim() - axes :])
+    if n < least:
+        raise ValueError(f"n: {n}; expected {least} or more, the elements of a whole row")
+    c = sums.reshape(check_rstd(sums, x, axes, "sums")) / n
+    return _backward(dy, x, gamma, rstd, c, gamma_offset, wanted)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    rstd: Tensor,
+    c: Tensor | None,  # the mean of w * xhat over whole rows; None: x's are whole
+    gamma_offset: float,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
     axes = check_backward(dy, x, gamma, rstd)
     check_numbers(x, gamma, 0.0, gamma_offset)
     real, leading = rstd.dtype, x.dim() - axes
@@ -80,7 +124,8 @@ def rms_norm_backward(
     xhat = x.to(real) * rstd
     if wanted[0]:
         w = dy if gamma is None else dy * _scale(gamma, gamma_offset, real)
-        c = (w * xhat).mean(list(range(leading, x.dim())), keepdim=True)
+        if c is None:
+            c = (w * xhat).mean(list(range(leading, x.dim())), keepdim=True)
         dx = ((w - xhat * c) * rstd).to(x.dtype).contiguous()
     if wanted[1]:
         products = dy * xhat
@@ -108,6 +153,12 @@ def _scale(gamma: Tensor, gamma_offset: float, dtype: torch.dtype) -> Tensor:
 
 # For every kind of tensor that has no kernel of its own; the nested ones are refused in words.
 _library = torch.library.Library("rmsnorm", "IMPL")
-for _function in (rms_norm, rms_norm_out, rms_norm_backward):
+for _function in (
+    rms_norm,
+    rms_norm_out,
+    rms_norm_backward,
+    rms_norm_row_sums,
+    rms_norm_backward_from_sums,
+):
     for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA"):
         _library.impl(_function.__name__, _function, _key)

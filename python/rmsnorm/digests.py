@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmsnorm import library
 
-RESULTS = ("y", "rstd", "dx", "dgamma")
+RESULTS = ("y", "rstd", "dx", "dgamma", "sums")
 FILE = Path(__file__).parent / "digests.json"
 
 # Bits of the exponent and of the fraction of each dtype; its array type code.
@@ -64,7 +64,7 @@ class Call:
     gamma: bytes | None
 
 
-Run = Callable[[Call], tuple[bytes, ...]]  # y, rstd, dx, dgamma
+Run = Callable[[Call], tuple[bytes, ...]]  # RESULTS
 
 
 def every_types() -> Iterator[Types]:
@@ -121,7 +121,7 @@ def run_core(call: Call, cuda: bool = False) -> tuple[bytes, ...]:
     backward = core.rmsnorm_cuda_backward if cuda else core.rmsnorm_backward
     size = call.rows * call.n
     y, dx = (bytearray(_size(dtype) * size) for dtype in (types.y, types.x))
-    rstd, dgamma = bytearray(4 * call.rows), bytearray(4 * call.n)
+    rstd, dgamma, sums = (bytearray(4 * count) for count in (call.rows, call.n, call.rows))
     args = library.ForwardArgs(ctypes.sizeof(library.ForwardArgs), call.rows, call.n)
     args.x = _matrix(call.x, call.row_stride, types.x)
     if call.gamma is not None and types.gamma is not None:
@@ -146,7 +146,9 @@ def run_core(call: Call, cuda: bool = False) -> tuple[bytes, ...]:
     workspace = bytearray(back.workspace_size + 64)
     back.workspace = -(-_address(workspace) // 64) * 64
     library.check(backward(back, None))
-    return bytes(y), bytes(rstd), bytes(dx), bytes(dgamma)
+    back.dx, back.dgamma, back.sums = library.Matrix(), None, _address(sums)
+    library.check(backward(back, None))
+    return bytes(y), bytes(rstd), bytes(dx), bytes(dgamma), bytes(sums)
 
 
 def run_torch(call: Call, device: str = "cpu") -> tuple[bytes, ...]:
@@ -169,7 +171,8 @@ def run_torch(call: Call, device: str = "cpu") -> tuple[bytes, ...]:
         x, gamma, call.epsilon, types.gamma_offset, types.rounding, out_dtype=out_dtype
     )
     dx, dgamma = ops.rms_norm_backward(dy, x, gamma, rstd, types.gamma_offset)
-    return tuple(t.view(torch.uint8).cpu().numpy().tobytes() for t in (y, rstd, dx, dgamma))
+    sums = ops.rms_norm_row_sums(dy, x, gamma, rstd, types.gamma_offset)
+    return tuple(t.view(torch.uint8).cpu().numpy().tobytes() for t in (y, rstd, dx, dgamma, sums))
 
 
 def _address(buffer: bytes | bytearray) -> int:

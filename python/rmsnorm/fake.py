@@ -29,8 +29,7 @@ def _rms_norm(
 ) -> tuple[Tensor, Tensor]:
     axes = check_forward(x, gamma, rounding, out_dtype)
     y = x.new_empty(x.shape, dtype=out_dtype or x.dtype)
-    rstd = x.new_empty([*x.shape[: x.dim() - axes], *[1] * axes], dtype=real_dtype(x))
-    return y, rstd
+    return y, _per_row(x, axes)
 
 
 @register("rmsnorm::rms_norm_out")
@@ -59,3 +58,29 @@ def _rms_norm_backward(
     dx = x.new_empty(x.shape if wanted[0] else [0])
     dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=real_dtype(x))
     return dx, dgamma
+
+
+@register("rmsnorm::rms_norm_row_sums")
+def _rms_norm_row_sums(
+    dy: Tensor, x: Tensor, gamma: Tensor | None, rstd: Tensor, gamma_offset: float = 0.0
+) -> Tensor:
+    return _per_row(x, check_backward(dy, x, gamma, rstd))
+
+
+@register("rmsnorm::rms_norm_backward_from_sums")
+def _rms_norm_backward_from_sums(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    rstd: Tensor,
+    sums: Tensor,
+    n: int,
+    gamma_offset: float = 0.0,
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor, Tensor]:
+    check_backward(dy, x, gamma, rstd, sums)
+    return _rms_norm_backward(dy, x, gamma, rstd, gamma_offset, wanted)
+
+
+def _per_row(x: Tensor, axes: int) -> Tensor:
+    return x.new_empty([*x.shape[: x.dim() - axes], *[1] * axes], dtype=real_dtype(x))
