@@ -57,7 +57,7 @@ try "doctor" "$python" -m rmsnorm doctor
 workers=() && "$python" -c "import xdist" 2> /dev/null && workers=(-n 8)
 try "Python tests" timeout 180 "$python" -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" \
   tests/test_cuda.py tests/test_pytorch.py tests/test_layouts.py tests/test_autograd.py \
-  tests/test_bench_cuda.py
+  tests/test_compile.py tests/test_parts.py tests/test_bench_cuda.py
 for tool in memcheck racecheck; do
   try "compute-sanitizer $tool" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
     "$tests" --gtest_brief=1 --gtest_filter='*Sanitized*'
