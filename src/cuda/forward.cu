@@ -126,12 +126,6 @@ __global__ void __launch_bounds__(kSteps < kLeafSteps ? kSmallBlock : kMaxThread
     }
   };
   load();
-  if (args.gamma.data != nullptr) {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      if (rest > int{kLanes} * s) AskForGamma(args.gamma, column + kLanes * s);
-    }
-  }
   float rstds[kRows];
   unsigned out_of_range = 0;
 #pragma unroll

@@ -228,14 +228,6 @@ struct Scales {
     return gamma_offset + gamma.At(i);
   }
 };
-// Asks for gamma of one column, so that what needs it later doesn't wait for memory a second time.
-__device__ inline void AskForGamma([[maybe_unused]] const rmsnorm_vector& gamma,
-                                   [[maybe_unused]] int64_t column) {
-#ifdef __CUDA_ARCH__
-  const auto* from = static_cast<const std::byte*>(gamma.data) + column * SizeOf(gamma.dtype);
-  asm volatile("prefetch.L2 [%0];" ::"l"(from));
-#endif
-}
 template <int kCount>
 struct Scales<Absent, kCount> {
   template <bool kVectors>
