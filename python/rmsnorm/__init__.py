@@ -7,6 +7,7 @@ from rmsnorm.library import cpu_targets, operators, use_cpu_target
 
 _why_not: Exception | None = None
 try:
+    from rmsnorm import parallel, sharding
     from rmsnorm.compile_pass import compile_pass
     from rmsnorm.compiled import compile_as
     from rmsnorm.functional import npu_rms_norm, npu_rms_norm_backward, rms_norm
@@ -14,6 +15,8 @@ try:
     from rmsnorm.module import RMSNorm
     from rmsnorm.patch import patch, unpatch
     from rmsnorm.report import Report
+
+    sharding.register_when_imported()
 except Exception as error:
     _why_not = error  # the core and `rmsnorm doctor` work without PyTorch
     if not isinstance(error, ModuleNotFoundError):  # PyTorch is here
@@ -28,6 +31,7 @@ __all__ = [
     "npu_rms_norm",
     "npu_rms_norm_backward",
     "operators",
+    "parallel",
     "patch",
     "patch_mapping",
     "rms_norm",
