@@ -1,0 +1,66 @@
+"""Two and four processes: the bits of one. The claims are functions of on_columns and on_rows."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import on_columns
+import on_rows
+import processes
+
+CASES = on_columns.CASES | on_rows.CASES
+RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
+def lacking(case: str) -> str | None:
+    """What a case needs and isn't here."""
+    release, package = processes.NEEDS.get(CASES[case], ((2, 1), None))
+    if release > RELEASE:
+        return f"needs PyTorch {'.'.join(map(str, release))}"
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"needs {package}"
+    return None
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=lambda size: f"{size} processes")
+def outcomes(request, tmp_path_factory):
+    here = {name: case for name, case in CASES.items() if lacking(name) is None}
+    return processes.outcomes(request.param, here, str(tmp_path_factory.mktemp("processes")))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_that(outcomes, case):
+    if (reason := lacking(case)) is not None:
+        pytest.skip(reason)
+    assert outcomes[case] == []
+
+
+ONE_PROCESS = """
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+x = distribute_tensor(torch.ones(2, 3), init_device_mesh("cpu", (1,)), [Shard(0)])
+assert rmsnorm.rms_norm(x).placements == (Shard(0),)
+"""
+
+
+@pytest.mark.skipif(RELEASE < (2, 5), reason="needs PyTorch 2.5")
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import sys, torch, rmsnorm; assert 'torch.distributed.tensor' not in sys.modules",
+        "import torch.distributed.tensor, rmsnorm",
+    ],
+    ids=["after rmsnorm, which leaves it alone", "before rmsnorm"],
+)
+def test_that_dtensor_may_be_imported(imports):
+    code = f"{imports}\n{ONE_PROCESS}"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error:rmsnorm", "-c", code], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
