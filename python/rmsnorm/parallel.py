@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rmsnorm.checks import check_forward, check_numbers, real_dtype
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -55,12 +57,11 @@ def rms_norm(
         y is computed by operators of PyTorch, in several passes over x.
     """
     _check_plain("x", x)
-    columns = x.shape[-1] if x.dim() else 0
-    if gamma is not None and list(gamma.shape) != [columns]:
-        raise ValueError(f"gamma: shape {list(gamma.shape)}; expected x's columns, [{columns}]")
-    with torch.no_grad():  # refuses what it would refuse of any row
-        no_rows = x.new_empty([0, columns]) if x.dim() else x
-        torch.ops.rmsnorm.rms_norm(no_rows, gamma, epsilon, gamma_offset, rounding, out_dtype)
+    axes = check_forward(x, gamma, rounding, out_dtype)
+    check_numbers(x, gamma, epsilon, gamma_offset)
+    if axes > 1:
+        raise ValueError(f"gamma: {axes} axes; expected 1, the columns of x")
+    columns = x.shape[-1]
     processes = _processes(group)
     if processes > 1 and columns % _LEAF:
         raise ValueError(
@@ -112,7 +113,7 @@ class _RmsNorm(torch.autograd.Function):
 
 def _rstd(x: Tensor, epsilon: float, group: ProcessGroup | None) -> Tensor:
     """[..., 1], of whole rows."""
-    real = torch.float64 if x.dtype == torch.float64 else torch.float32
+    real = real_dtype(x)
     ones = x.new_ones([*x.shape[:-1], 1], dtype=real)
     n = ones.new_full((), x.shape[-1] * _processes(group))  # `/ int` multiplies on CUDA
     epsilon_of_real = ones.new_full((), epsilon)
