@@ -90,7 +90,7 @@ def test_a_bit_that_depends_on_the_batch_is_noticed(outcome, monkeypatch):
 
 
 def test_run_writes_the_figures_and_the_plot_and_says_that_a_check_failed(tmp_path, capsys):
-    assert demo.run_at(tmp_path, TINY) is False
+    assert demo.run_at(tmp_path, TINY, 0) is False
     printed = capsys.readouterr().out
     assert "the model learned" in printed and "replaced 3 of 3 norms" in printed
     figures = json.loads((tmp_path / "demo.json").read_text())

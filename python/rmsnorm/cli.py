@@ -30,12 +30,19 @@ Out = Annotated[Path, typer.Option(help="Folder for the plot and the figures.")]
 @app.command()
 def demo(
     short: Annotated[bool, typer.Option("--short", help="Fewer steps, as CI runs it.")] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Only the training over processes, up to this many: 1, 2 or 4."),
+    ] = None,
     out: Out = Path("out"),
 ) -> None:
-    """Train a small LLaMA with its own norms and with ours, side by side, and check the results."""
+    """Train a small LLaMA with its own norms and with ours, side by side, and check the results.
+
+    On one process, then over two, by FSDP2 and tensor parallelism; one is killed, and restarted.
+    """
     from rmsnorm import demo
 
-    if not demo.run(out, short):
+    if not (demo.run(out, short) if nproc is None else demo.run_over(nproc, out, short)):
         raise typer.Exit(1)
 
 

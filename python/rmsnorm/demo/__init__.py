@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -32,11 +33,28 @@ def run(out: Path, short: bool) -> bool:
     Returns:
         True if all checks hold.
     """
-    return run_at(out, SHORT if short else FULL)
+    return run_at(out, SHORT if short else FULL, 2)
 
 
-def run_at(out: Path, size: Size) -> bool:
-    """run() at any size."""
+def run_over(processes: int, out: Path, short: bool) -> bool:
+    """Show the training over processes alone; write processes.json into the folder `out`.
+
+    Args:
+        processes: 1, 2 or 4.
+
+    Returns:
+        True if all checks hold.
+    """
+    _prepare()
+    if lack := why_no_processes():
+        raise SystemExit(f"--nproc: {lack}")
+    from rmsnorm.demo import distributed
+
+    return distributed.run(out, processes, distributed.SHORT if short else distributed.FULL)
+
+
+def run_at(out: Path, size: Size, processes: int) -> bool:
+    """run() at any size; processes: of the training over processes; 0: without."""
     _prepare()
     start = time.perf_counter()
     screen = harness.console()
@@ -49,19 +67,29 @@ def run_at(out: Path, size: Size) -> bool:
             outcomes.append(measure(dtype, size, source, bar))
         tables.trained(screen, outcomes[-1])
     held = [check for outcome in outcomes for check in checks.check(outcome)]
-    tables.results(screen, outcomes, source, held)
-
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {
+    tables.results(screen, outcomes, source)
+    figures: dict[str, Any] = {
         "machine": about,
         "size": asdict(size),
         "outcomes": {outcome.name: outcome.figures() for outcome in outcomes},
-        "checks": [asdict(check) for check in held],
     }
+    if processes and not (lack := why_no_processes()):
+        from rmsnorm.demo import distributed, runs
+
+        split = distributed.measure(screen, processes, distributed.SHORT)
+        distributed.show(screen, split)
+        held += runs.check(split)
+        figures["processes"] = split.figures()
+    elif processes:
+        screen.print(f"\nWithout a training over processes: {lack}", markup=False)
+    tables.checked(screen, held)
+    figures["checks"] = [asdict(check) for check in held]
+
+    out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps(figures, indent=1) + "\n")
     plot.draw(out / "demo.png", outcomes, about)
     seconds = time.perf_counter() - start
-    tables.ending(screen, held, out, seconds)
+    tables.ending(screen, held, seconds, [out / "demo.png", out / "demo.json"])
     return all(check.holds for check in held)
 
 
@@ -125,3 +153,14 @@ def _prepare() -> None:
         raise SystemExit(f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+
+def why_no_processes() -> str | None:
+    """What PyTorch lacks for the training over processes."""
+    if not torch.distributed.is_available():
+        return "this PyTorch was built without torch.distributed"
+    from torch.distributed import fsdp
+
+    if not hasattr(fsdp, "fully_shard"):
+        return f"FSDP2 needs PyTorch 2.6 or later; this is {torch.__version__}"
+    return None

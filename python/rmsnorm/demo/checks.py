@@ -14,16 +14,16 @@ from rmsnorm.demo.bits import Bits
 from rmsnorm.demo.migration import Compiled
 from rmsnorm.demo.training import Trained
 
-_STRAY_FACTOR = 4  # how far the fused run may stray, as a multiple of the nudged one, rms
+STRAY_FACTOR = 4  # how far the fused run may stray, as a multiple of the nudged one, rms
 _STRAY_LIMIT = {torch.float32: 0.01, torch.bfloat16: 0.1}  # nats, in any step
 _FALL = 1.0  # nats that training has to gain
 
 
 @dataclass(frozen=True)
 class Check:
-    """A claim about one dtype, whether it holds, and the numbers that say so."""
+    """A claim about a part of the demo, whether it holds, and the numbers that say so."""
 
-    dtype: str
+    part: str
     claim: str
     holds: bool
     figures: str
@@ -67,7 +67,7 @@ class Outcome:
 
     def strays(self, trained: Trained) -> list[float]:
         """How far the losses are from those of the model's own norms, step by step."""
-        return [abs(a - b) for a, b in zip(trained.losses, self.own.losses, strict=True)]
+        return apart(trained.losses, self.own.losses)
 
     def figures(self) -> dict[str, Any]:
         """What demo.json says of it."""
@@ -162,15 +162,14 @@ def _rewritten_alike(outcome: Outcome) -> Check:
 def _curves_agree(outcome: Outcome) -> list[Check]:
     """Rounding grows in training, whoever rounds. The nudged run shows by how much."""
     fused, nudged = outcome.strays(outcome.fused), outcome.strays(outcome.nudged)
-    floor = torch.finfo(torch.float32).eps * outcome.own.losses[0]  # a loss is no finer than this
-    allowed = _STRAY_FACTOR * max(_root_mean_square(nudged), floor)
-    stray, limit = _root_mean_square(fused), _STRAY_LIMIT[outcome.dtype]
+    allowed = allowed_stray(nudged, outcome.own.losses[0])
+    stray, limit = root_mean_square(fused), _STRAY_LIMIT[outcome.dtype]
     return [
         Check(
             outcome.name,
             "losses stray no further than by rounding",
             stray <= allowed,
-            f"{stray:.1e} nats rms, at most {allowed:.1e} ({_STRAY_FACTOR} × nudged)",
+            f"{stray:.1e} nats rms, at most {allowed:.1e} ({STRAY_FACTOR} × nudged)",
         ),
         Check(
             outcome.name,
@@ -211,5 +210,15 @@ def _bits_equal(outcome: Outcome) -> Check:
     return Check(outcome.name, "a row has the same bits everywhere", not broken, figures)
 
 
-def _root_mean_square(values: list[float]) -> float:
+def apart(losses: list[float], others: list[float]) -> list[float]:
+    return [abs(a - b) for a, b in zip(losses, others, strict=True)]
+
+
+def allowed_stray(nudged: list[float], loss: float) -> float:
+    """How far two runs that only round differently may be apart, rms; nudged: how far that is."""
+    floor = torch.finfo(torch.float32).eps * loss  # a loss is no finer than this
+    return STRAY_FACTOR * max(root_mean_square(nudged), floor)
+
+
+def root_mean_square(values: list[float]) -> float:
     return math.sqrt(sum(value * value for value in values) / len(values))

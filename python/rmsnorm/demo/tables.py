@@ -42,47 +42,50 @@ def trained(screen: Console, outcome: Outcome) -> None:
     )
 
 
-def results(screen: Console, outcomes: list[Outcome], source: Rewritten, held: list[Check]) -> None:
+def results(screen: Console, outcomes: list[Outcome], source: Rewritten) -> None:
     for outcome in outcomes:
-        _section(screen, f"What patch did to the {outcome.name} model")
+        section(screen, f"What patch did to the {outcome.name} model")
         screen.print(str(outcome.report), markup=False)
-    _section(screen, "What rmsnorm migrate --diff says of the model's source")
+    section(screen, "What rmsnorm migrate --diff says of the model's source")
     screen.print(Syntax(source.diff, "diff", background_color="default", word_wrap=True))
     for outcome in outcomes:
-        _section(screen, f"What compile_pass did to the graph of the {outcome.name} model")
+        section(screen, f"What compile_pass did to the graph of the {outcome.name} model")
         screen.print(outcome.compiled.report, markup=False)
     _losses(screen, outcomes)
     _costs(screen, outcomes)
     _norm_calls(screen, outcomes)
     _bits(screen, outcomes)
-    _section(screen, "Checks")
-    table = _table("", "", "")
-    for dtype, of_dtype in itertools.groupby(held, lambda check: check.dtype):
-        table.add_row("", f"[bold]{dtype}[/]")
-        for check in of_dtype:
+
+
+def checked(screen: Console, held: list[Check]) -> None:
+    section(screen, "Checks")
+    table = plain_table("", "", "")
+    for part, of_part in itertools.groupby(held, lambda check: check.part):
+        table.add_row("", f"[bold]{part}[/]")
+        for check in of_part:
             mark = "[green]✓[/]" if check.holds else "[bold red]✗[/]"
             table.add_row(mark, check.claim, f"[dim]{check.figures}[/]")
     screen.print(table)
 
 
-def ending(screen: Console, held: list[Check], out: Path, seconds: float) -> None:
+def ending(screen: Console, held: list[Check], seconds: float, files: list[Path]) -> None:
     failed = sum(not check.holds for check in held)
     verdict = f"{failed} of {len(held)} checks FAILED" if failed else f"all {len(held)} checks hold"
     screen.print(
         f"\n[bold {'red' if failed else 'green'}]{verdict}[/] after {seconds:.0f} s; "
-        f"see {out / 'demo.png'} and {out / 'demo.json'}",
+        f"see {' and '.join(map(str, files))}",
         soft_wrap=True,
     )
 
 
-def _section(screen: Console, title: str, explanation: str = "") -> None:
+def section(screen: Console, title: str, explanation: str = "") -> None:
     screen.print()
     screen.rule(f"[bold]{title}", align="left", style="dim")
     if explanation:
         screen.print(explanation, style="dim", markup=False)
 
 
-def _table(*left: str, right: Sequence[str] = ()) -> Table:
+def plain_table(*left: str, right: Sequence[str] = ()) -> Table:
     """A table without lines: columns of words on the left, of numbers after them."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in left:
@@ -102,14 +105,14 @@ def _by_dtype(outcomes: list[Outcome], columns: Sequence[str]) -> list[str]:
 
 
 def _losses(screen: Console, outcomes: list[Outcome]) -> None:
-    _section(
+    section(
         screen,
         "Losses, nats per byte",
         "From the same weights, on the same batches. 'Nudged': own norms, after every gamma moved "
         "by one unit in the last place; how far that strays is what rounding alone does.",
     )
     columns = ("own", "fused", "apart", "nudged apart")
-    table = _table(right=("\nstep", *_by_dtype(outcomes, columns)))
+    table = plain_table(right=("\nstep", *_by_dtype(outcomes, columns)))
     steps = len(outcomes[0].own.losses)
     every = -(-steps // 8)
     for step in sorted({0, *range(every - 1, steps, every), steps - 1}):
@@ -126,14 +129,14 @@ def _losses(screen: Console, outcomes: list[Outcome]) -> None:
 
 
 def _costs(screen: Console, outcomes: list[Outcome]) -> None:
-    _section(
+    section(
         screen,
         "Time and memory of a training step",
         "Median times, own and fused in turn. Time in the norms: forward and backward of every "
         "norm of a step, by themselves, on the tensors that they met. Memory: kept for backward, "
         "without parameters.",
     )
-    table = _table("", right=_by_dtype(outcomes, ("own", "fused", "own / fused")))
+    table = plain_table("", right=_by_dtype(outcomes, ("own", "fused", "own / fused")))
 
     def add(name: str, pairs: list[dict[str, float]], unit: str, scale: float) -> None:
         row = [name]
@@ -155,14 +158,14 @@ def _costs(screen: Console, outcomes: list[Outcome]) -> None:
 
 
 def _norm_calls(screen: Console, outcomes: list[Outcome]) -> None:
-    _section(
+    section(
         screen,
         "Time of one norm call",
         "At the model's own shape and at a large one: median, and as a multiple of a copy of the "
         "bytes that it has to move. 'Small operators': what Hugging Face's class runs, and the "
         "class on the operator page.",
     )
-    table = _table("", "", right=(COPY, FUSED, TORCH, SMALL))
+    table = plain_table("", "", right=(COPY, FUSED, TORCH, SMALL))
     for outcome in outcomes:
         table.add_row(f"[bold]{outcome.name}[/]")
         for shape, parts in outcome.calls.items():
@@ -177,7 +180,7 @@ def _norm_calls(screen: Console, outcomes: list[Outcome]) -> None:
 
 
 def _bits(screen: Console, outcomes: list[Outcome]) -> None:
-    _section(
+    section(
         screen,
         "Bits",
         "One row of the trained model's last norm: alone and inside batches of up to "
@@ -185,7 +188,7 @@ def _bits(screen: Console, outcomes: list[Outcome]) -> None:
         f"{', '.join(outcomes[0].targets)}; dgamma is of all rows. Counted: "
         "different results in all runs.",
     )
-    table = _table("", right=_by_dtype(outcomes, ("different / runs", "SHA-256")))
+    table = plain_table("", right=_by_dtype(outcomes, ("different / runs", "SHA-256")))
     for name in outcomes[0].bits:
         row = [name]
         for outcome in outcomes:

@@ -73,12 +73,12 @@ def batches(size: Size) -> Tensor:
     """Windows of the language reference that every Python ships: [steps, batch, length], bytes."""
     from pydoc_data import topics
 
-    text = torch.tensor(list("\n".join(topics.topics.values()).encode()))
+    text = bytearray("\n".join(topics.topics.values()).encode())
     generator = torch.Generator().manual_seed(1)
     starts = torch.randint(
         len(text) - size.length, (size.steps, size.batch, 1), generator=generator
     )
-    return text[starts + torch.arange(size.length)]
+    return torch.frombuffer(text, dtype=torch.uint8).long()[starts + torch.arange(size.length)]
 
 
 def llama(size: Size, dtype: torch.dtype) -> torch.nn.Module:
@@ -124,21 +124,27 @@ def nudged(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """A larger eps than usual, for else tiny gradients of rounding noise become full steps."""
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+
+
+def warm_up(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Set the learning rate of a step, counted from 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = _LEARNING_RATE * min(1.0, (step + 1) / _WARM_UP)
+
+
 def train(
     models: dict[str, torch.nn.Module], steps: Tensor, advance: Callable[[], object]
 ) -> dict[str, Trained]:
     """Train the models on the same batches; they take turns, so that step times compare fairly."""
-    optimizers = {
-        # A larger eps than usual, for else tiny gradients of rounding noise become full steps.
-        name: torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
-        for name, model in models.items()
-    }
+    optimizers = {name: optimizer(model) for name, model in models.items()}
     trained = {name: Trained() for name in models}
     for step, tokens in enumerate(steps):
         for name, model in models.items():
             start = time.perf_counter()
-            for group in optimizers[name].param_groups:
-                group["lr"] = _LEARNING_RATE * min(1.0, (step + 1) / _WARM_UP)
+            warm_up(optimizers[name], step)
             loss = model(input_ids=tokens, labels=tokens).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
