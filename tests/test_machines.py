@@ -1,5 +1,6 @@
 """Two and four processes: the bits of one. The claims are functions of on_columns and on_rows."""
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 import on_columns
 import on_rows
 import processes
+from rmsnorm import sharding
 
 CASES = on_columns.CASES | on_rows.CASES
 RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -64,3 +66,15 @@ def test_that_dtensor_may_be_imported(imports):
         [sys.executable, "-W", "error:rmsnorm", "-c", code], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.skipif(RELEASE < (2, 5), reason="needs PyTorch 2.5")
+def test_that_a_dtensor_that_takes_no_rules_is_a_warning(monkeypatch):
+    importlib.import_module("torch.distributed.tensor")  # has them already
+
+    def changed():
+        raise AttributeError("no such thing any more")
+
+    monkeypatch.setattr(sharding, "operators", changed)
+    with pytest.warns(UserWarning, match="rmsnorm: no rules for DTensor of PyTorch .*: no such"):
+        sharding.register_when_imported()
