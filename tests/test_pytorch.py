@@ -260,7 +260,9 @@ def test_the_operator_pages_replacement_class_runs_as_printed():
     assert norm.weight.grad is not None
 
 
-@pytest.mark.parametrize("name", ["compile_pass", "compiled", "functional", "mapping", "module", "patch"])
+@pytest.mark.parametrize(
+    "name", ["compile_pass", "compiled", "functional", "mapping", "module", "patch"]
+)
 def test_the_examples_in_docstrings_print_what_they_say(name, device):
     if device != "cpu":
         pytest.skip("tensors elsewhere are printed with their device")
