@@ -5,10 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import rmsnorm
-from norms import SMALL
 from operands import DTYPES, same_bits
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -56,8 +54,12 @@ def test_compiled_out_writes_into_the_given_tensor():
 
 def losses(step) -> torch.Tensor:
     """Of some steps of training, each with a batch and a length of its own."""
+    transformers = pytest.importorskip("transformers")
+    from norms import SMALL
+
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_hidden_layers": 1}))
+    config = transformers.LlamaConfig(**{**SMALL, "num_hidden_layers": 1})
+    model = transformers.LlamaForCausalLM(config)
     assert len(rmsnorm.patch(model).replaced) == 3
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = []

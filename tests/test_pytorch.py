@@ -52,6 +52,9 @@ CALLS = {
 }
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.library, "opcheck"), reason="needs PyTorch 2.4: torch.library.opcheck"
+)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("needs_grad", [False, True])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
