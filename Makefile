@@ -6,6 +6,12 @@ DEMO ?=
 FUZZ_SECONDS ?= 0
 GPU_PYTHON ?= 3.12
 PRESET = $(@:test-%=%)
+TORCH ?= $(NEWEST_TORCH)
+NEWEST_TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
+# The tests of what touches PyTorch. Those of models need transformers 5, and so PyTorch 2.4; they,
+# and what needs no PyTorch, run in `make test` alone.
+TORCH_TESTS := $(patsubst %,tests/test_%.py,accuracy autograd bits calls cli compile devices \
+  doctor errors layouts patch_plain pytorch transforms)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench \
   tests/c_example.c tests/digests.json tests/emulated.cmake tests/executor tests/sanitizers.cc \
   -type f -not -name '*.pyc')
@@ -13,6 +19,7 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings pytho
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-long lint bench bench-kernels clean
 .PHONY: test-cpp test-x86 test-aarch64 test-clang test-asan test-ubsan test-tsan test-coverage
+.PHONY: test-torch test-torch-all
 .PHONY: gpu-bundle gpu-check test-cuda-code test-fuzz test-python fuzz steps mutants migrate-table
 .DELETE_ON_ERROR:
 
@@ -76,6 +83,12 @@ test-fuzz fuzz: $(BIN)/.packages
 test-python: build ## the tests of the Python package
 	@echo "== Python tests"
 	@$(BIN)/pytest -q
+
+test-torch: $(BIN)/.requirements ## build and test with a PyTorch of its own: TORCH=2.1.0
+	@$(BIN)/python tools/test_torch.py $(TORCH) -- $(TORCH_TESTS)
+
+test-torch-all: TORCH := 2.1.0 2.3.1 2.4.0 2.8.0 $(NEWEST_TORCH)
+test-torch-all: test-torch ## the same with the oldest, three between and the newest; 30 GB, minutes
 
 test-long: build ## round every float to float16 and bfloat16 on every instruction set; minutes
 	@build/rmsnorm_tests --gtest_also_run_disabled_tests --gtest_filter='*DISABLED_*'

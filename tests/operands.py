@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -20,6 +21,15 @@ SHAPES = (
     [1, 1, 2, 1, 3, 2, 1, 128],
     [1024, 12288],
 )
+
+
+def needs_pytorch(since: str, what: str) -> pytest.MarkDecorator:
+    """Skips a test by the name of what it needs, where PyTorch is older than `since`, as "2.4"."""
+    here, needed = (
+        tuple(int(part) for part in version.split(".")[:2])
+        for version in (torch.__version__, since)
+    )
+    return pytest.mark.skipif(here < needed, reason=f"{what}: PyTorch {since} or later")
 
 
 def gamma_shapes(shape: list[int]) -> list[list[int]]:

@@ -10,7 +10,7 @@ import torch
 
 import accuracy
 import rmsnorm
-from operands import DTYPES, SHAPES, bits, gamma_shapes, random_operands, same_bits
+from operands import DTYPES, SHAPES, bits, gamma_shapes, needs_pytorch, random_operands, same_bits
 from rmsnorm import composite, doctor
 from test_errors import BACKWARD, FORWARD, GAMMA, KEYWORDS, X, expect_refusal
 
@@ -151,6 +151,7 @@ def test_outputs_are_contiguous_as_the_compiler_was_told():
         assert all(output.is_contiguous() for output in outputs)
 
 
+@needs_pytorch("2.3", "a graph of the composite for every batch")
 def test_a_compiler_traces_the_composite_once_for_every_batch():
     def forward_and_backward(x, gamma, dy):
         y, rstd = composite.rms_norm(x, gamma, 1e-6, 1.0, "before_gamma")

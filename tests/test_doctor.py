@@ -122,6 +122,30 @@ def test_doctor_runs_and_says_why_where_the_operators_cannot_be_loaded(package):
     assert "ImportError: rmsnorm.rms_norm: the PyTorch operators could not be loaded" in use.stderr
 
 
+@pytest.mark.parametrize("code", ["import rmsnorm", "from rmsnorm import rms_norm"])
+def test_importing_with_another_pytorch_than_built_for_says_what_to_run(package, code):
+    (package / "rmsnorm/lib/torch_version.txt").write_text("1.13.1")
+    done = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True)
+    line = (
+        f"built for PyTorch 1.13.1, and PyTorch {torch.__version__} is here; run in rmsnorm's "
+        "source folder: pip install --no-build-isolation --no-deps ."
+    )
+    assert any(line in one for one in done.stderr.splitlines())
+    assert done.returncode == ("rms_norm" in code)
+    assert line in json.loads(run_doctor(package, "--json").stdout)["problems"][0]
+
+
+def test_a_library_of_the_same_version_that_lacks_a_symbol_says_what_to_run(package):
+    file = package / "rmsnorm/lib/librmsnorm_torch.so"
+    symbol = b"_ZN3c1010Dispatcher13realSingletonEv"  # of PyTorch
+    assert symbol in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(symbol, symbol[:-1] + b"w"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import rmsnorm"], cwd=package, capture_output=True, text=True
+    )
+    assert "run in rmsnorm's source folder: pip install" in done.stderr
+
+
 def test_doctor_runs_and_says_why_where_pytorch_is_broken(package):
     (package / "torch.py").write_text("raise OSError('libtorch_cpu.so: cannot open')\n")
     done = run_doctor(package, "--json")
