@@ -29,7 +29,7 @@ def needs_pytorch(since: str, what: str) -> pytest.MarkDecorator:
         tuple(int(part) for part in version.split(".")[:2])
         for version in (torch.__version__, since)
     )
-    return pytest.mark.skipif(here < needed, reason=f"{what}: PyTorch {since} or later")
+    return pytest.mark.skipif(here < needed, reason=f"needs PyTorch {since}: {what}")
 
 
 def gamma_shapes(shape: list[int]) -> list[list[int]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import rmsnorm
-from operands import DTYPES, same_bits
+from operands import DTYPES, needs_pytorch, same_bits
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -117,7 +117,7 @@ def expect_bits_of_eager(block, program) -> None:
         assert all(map(same_bits, program(x), block(x)))
 
 
-@pytest.mark.skipif(not hasattr(torch.export, "Dim"), reason="needs PyTorch 2.2: export.Dim")
+@needs_pytorch("2.4", "torch.export for sizes from 1 on")
 def test_an_exported_block_takes_any_batch_and_length_with_the_bits_of_eager():
     block = Block()
     program = exported(block)
