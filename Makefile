@@ -85,7 +85,7 @@ test-python: build ## the tests of the Python package
 	@$(BIN)/pytest -q
 
 test-torch: $(BIN)/.requirements ## build and test with a PyTorch of its own: TORCH=2.1.0
-	@$(BIN)/python tools/test_torch.py $(TORCH) -- $(TORCH_TESTS)
+	@$(BIN)/python tools/torch_versions.py $(TORCH) -- $(TORCH_TESTS)
 
 test-torch-all: TORCH := 2.1.0 2.3.1 2.4.0 2.8.0 $(NEWEST_TORCH)
 test-torch-all: test-torch ## the same with the oldest, three between and the newest; 30 GB, minutes

@@ -1,6 +1,6 @@
 """Builds and tests the package with versions of PyTorch, each in build/torch-VERSION/.venv.
 
-tools/test_torch.py VERSION... -- TEST_FILE...
+tools/torch_versions.py VERSION... -- TEST_FILE...
 """
 
 import re
