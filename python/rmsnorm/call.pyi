@@ -13,7 +13,7 @@ def rms_norm(
     /,
 ) -> Tensor: ...
 def rms_norm_and_rstd(
-    x: Tensor,
+    x: Tensor | None,
     gamma: Tensor | None,
     epsilon: float,
     gamma_offset: float,

@@ -1,7 +1,5 @@
 """The operators as functions of tensors."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ from rmsnorm import batching, call, compiled, composite, fake, npu  # noqa: E402
 _rms_norm = torch.ops.rmsnorm.rms_norm.default
 _rms_norm_out = torch.ops.rmsnorm.rms_norm_out.default
 _rms_norm_backward = torch.ops.rmsnorm.rms_norm_backward.default
-_MISSING: Any = object()  # cheaper than *args, and None is a gamma
 
 
 def rms_norm(
@@ -77,8 +74,8 @@ def rms_norm(
 
 
 def npu_rms_norm(
-    self: Tensor = _MISSING,
-    gamma: Tensor = _MISSING,
+    self: Tensor | None = None,
+    gamma: Tensor | None = None,
     epsilon: float = 1e-6,
     input: Tensor | None = None,  # not keyword-only: Python takes 25 ns for those
 ) -> tuple[Tensor, Tensor]:
@@ -103,13 +100,13 @@ def npu_rms_norm(
     >>> rstd
     tensor([[0.2828]])
     """
-    if input is None and not is_compiling():
+    if input is None and gamma is not None and not is_compiling():
         outputs = call.rms_norm_and_rstd(self, gamma, epsilon, 0.0, "once", None)
         if outputs is not NotImplemented:
             return outputs
-    if gamma is _MISSING or (self is _MISSING) == (input is None):
-        raise TypeError("npu_rms_norm: expected gamma, and either self or input")
     x = self if input is None else input
+    if x is None or gamma is None or (self is not None and input is not None):
+        raise TypeError("npu_rms_norm: expected gamma, and either self or input")
     if is_compiling():
         return compiled.rms_norm(x, gamma, epsilon, 0.0, "once", None)
     return _rms_norm(x, gamma, epsilon)
