@@ -170,13 +170,20 @@ def test_a_graph_has_the_form_that_was_chosen_last():
     assert ["rmsnorm.rms_norm.default" in targets for targets in graphs.targets] == [True, False]
 
 
-@pytest.mark.parametrize("rounding", ["once", "before_gamma"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_decomposition_has_the_numbers_and_gradients_of_the_kernel(decomposed, dtype, rounding):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_rounding_before_gamma_survives_the_compiler(decomposed, dtype):
     def norm(x, gamma):
-        return rmsnorm.rms_norm(
-            x, gamma, 1e-3, gamma_offset=1.0, rounding=rounding, out_dtype=torch.float32
-        )
+        return rmsnorm.rms_norm(x, gamma, rounding="before_gamma")
+
+    torch.compiler.reset()
+    x, gamma = torch.randn(64, 96).to(dtype), torch.randn(96)
+    assert same_bits(torch.compile(norm, fullgraph=True)(x, gamma), norm(x, gamma))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_decomposition_has_the_numbers_and_gradients_of_the_kernel(decomposed, dtype):
+    def norm(x, gamma):
+        return rmsnorm.rms_norm(x, gamma, 1e-3, gamma_offset=1.0, out_dtype=torch.float32)
 
     torch.compiler.reset()
     x = torch.randn(6, 4, 96).to(dtype).requires_grad_()

@@ -102,6 +102,15 @@ def test_forward_refuses(case):
     expect_refusal(message, rmsnorm.rms_norm, *args)
 
 
+def test_none_in_place_of_a_tensor_is_named():
+    expect_refusal("x: None; expected a tensor", rmsnorm.rms_norm, None, GAMMA)
+    rstd = torch.ones(8, 1)
+    for i, name in enumerate(("dy", "x", "gamma", "rstd")):
+        args = [argument if j != i else None for j, argument in enumerate((X, X, GAMMA, rstd))]
+        if name != "gamma":  # which may be absent
+            expect_refusal(f"{name}: None; expected", rmsnorm.npu_rms_norm_backward, *args)
+
+
 @pytest.mark.parametrize("case", KEYWORDS.values(), ids=KEYWORDS)
 def test_forward_refuses_by_keyword(case):
     kwargs, message = case

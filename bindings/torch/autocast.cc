@@ -13,9 +13,9 @@ bool PyTorchWidens(c10::DispatchKey autocast) {
   return op && op->hasKernelForDispatchKey(autocast);
 }
 
-// y is float32. x stays as it is: the kernels compute in float32 anyway, and the result is that of
-// x cast to float32. out_dtype, where it is given, goes first, as for PyTorch's operators that have
-// an argument dtype.
+// y is float32. x stays as it is: the kernels compute in float32 anyway, and with one rounding the
+// result is that of x cast to float32; "before_gamma" still rounds to x's type. out_dtype, where it
+// is given, goes first, as for PyTorch's operators that have an argument dtype.
 template <c10::DispatchKey kAutocast>
 std::tuple<Tensor, Tensor> RmsNormAutocast(const Tensor& x, const MaybeTensor& gamma,
                                            double epsilon, double gamma_offset, StringView rounding,

@@ -33,11 +33,14 @@ void RaiseUnlessOk(rmsnorm_status status, const char* y_is) {
   if (status == RMSNORM_OK) return;
   std::string message = rmsnorm_last_error();
   if (message.starts_with("y:")) message.replace(0, 1, y_is);
+  if (message.starts_with("whole_n:")) message.replace(0, 7, "n");
   TORCH_CHECK_VALUE(status != RMSNORM_INVALID_ARGUMENT, message);
   TORCH_CHECK(false, message);
 }
 
 void CheckDevice(const char* name, const MaybeTensor& tensor, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(x.defined(), "x: None; expected a tensor");
+  TORCH_CHECK_VALUE(!tensor || tensor->defined(), name, ": None; expected a tensor");
   TORCH_CHECK_VALUE(!tensor || tensor->device() == x.device(), name, ": device ", tensor->device(),
                     "; expected x's, ", x.device());
 }

@@ -13,7 +13,7 @@ namespace rmsnorm::torch_binding {
 // RuntimeError for a device that can't do it. y_is: what the caller knows as y.
 void RaiseUnlessOk(rmsnorm_status status, const char* y_is = "y");
 
-// Raises ValueError unless tensor, where it is given, is on x's device.
+// Raises ValueError unless x is a tensor and `tensor`, where it is given, one on x's device.
 void CheckDevice(const char* name, const MaybeTensor& tensor, const at::Tensor& x);
 
 rmsnorm_dtype DtypeOf(const char* name, at::ScalarType type);

@@ -1,4 +1,4 @@
-"""What the operators refuse, in the kernels' words, for what computes without the kernels."""
+"""What the operators refuse, for what computes without the kernels."""
 
 import math
 

@@ -22,7 +22,8 @@ def compile_as(form: str) -> None:
         form: "kernel", the default: our operator, with the bits of eager, which the compiler calls
             as it is. "decomposition": PyTorch's operators with the same numerics, finite rows
             included, which the compiler may fuse with what is around them; its sums have an order
-            of its own, so bits differ from eager.
+            of its own, so bits differ from eager. 16-bit x with rounding "before_gamma" stays the
+            kernel: fused operators would round once.
 
     Raises:
         ValueError: form is neither.
@@ -49,7 +50,9 @@ def rms_norm(
     out_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     """(y, rstd) in a graph, in the form that was chosen when it is traced."""
-    if _form == "kernel":
+    # A compiler drops a rounding between two operators that it fuses.
+    rounds_within = rounding == "before_gamma" and x.dtype != real_dtype(x)
+    if _form == "kernel" or rounds_within:
         return _operator(x, gamma, epsilon, gamma_offset, rounding, out_dtype)
     if out_dtype is None and _widened_by_autocast and x.is_cuda and torch.is_autocast_enabled():
         out_dtype = real_dtype(x)  # as the operator does

@@ -151,7 +151,11 @@ def devices(problems: list[str]) -> dict[str, str]:
     backends: dict[str, Any] = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}
     for kind in ("xpu", torch._C._get_privateuse1_backend_name()):
         backends[kind] = getattr(torch, kind, None)
-    found = [kind for kind, backend in backends.items() if backend and backend.is_available()]
+    found = [
+        kind
+        for kind, backend in backends.items()
+        if backend and getattr(backend, "is_available", lambda: True)()
+    ]
     return {kind: ours.get(kind, composite) for kind in found}
 
 

@@ -43,7 +43,8 @@ def rms_norm(
             gradient.
 
     Returns:
-        y: shape of x; dtype of x, or out_dtype; `out` where it is given.
+        y: shape of x; dtype of x, or out_dtype; `out` where it is given. Under CUDA's autocast
+            float32, where torch.rms_norm gives that.
 
     Raises:
         ValueError: a shape, dtype, device or number breaks the rules above; the text names it and

@@ -21,7 +21,8 @@ def load_operators() -> None:
     Raises:
         ImportError: they were built for another PyTorch; the text has the command that mends it.
     """
-    built_for = (library.FOLDER / "torch_version.txt").read_text()
+    record = library.FOLDER / "torch_version.txt"
+    built_for = record.read_text() if record.exists() else "of an unknown version"
     other = (
         f"built for PyTorch {built_for}, and PyTorch {torch.__version__} is here; run in rmsnorm's "
         "source folder: pip install --no-build-isolation --no-deps ."
