@@ -9,9 +9,10 @@ PRESET = $(@:test-%=%)
 TORCH ?= $(NEWEST_TORCH)
 NEWEST_TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 # The tests of what touches PyTorch. Those of models need transformers 5, and so PyTorch 2.4; they,
-# and what needs no PyTorch, run in `make test` alone.
-TORCH_TESTS := $(patsubst %,tests/test_%.py,accuracy autograd bits calls cli compile devices \
-  doctor errors layouts parts patch_plain pytorch transforms)
+# and what needs no PyTorch, run in `make test` alone. Compiled code of PyTorch 2.4's, once loaded,
+# leaves flush-to-zero on: those who look for that go first.
+TORCH_TESTS := $(patsubst %,tests/test_%.py,accuracy autograd bits calls cli devices doctor errors \
+  layouts parts patch_plain transforms compile pytorch)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench \
   tests/c_example.c tests/digests.json tests/emulated.cmake tests/executor tests/sanitizers.cc \
   -type f -not -name '*.pyc')
