@@ -12,7 +12,7 @@ NEWEST_TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 # and what needs no PyTorch, run in `make test` alone. Compiled code of PyTorch 2.4's, once loaded,
 # leaves flush-to-zero on: those who look for that go first.
 TORCH_TESTS := $(patsubst %,tests/test_%.py,accuracy autograd bits calls cli devices doctor errors \
-  layouts parts patch_plain transforms compile pytorch)
+  layouts machines parts patch_plain transforms compile pytorch)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml include src bindings python bench \
   tests/c_example.c tests/digests.json tests/emulated.cmake tests/executor tests/sanitizers.cc \
   -type f -not -name '*.pyc')

@@ -71,6 +71,9 @@ def a_dtensor_that_needs_no_gradient_gets_none(world: World) -> Claims:
                 yield f"{wanted}, shape", tensor.grad.shape == expected.shape
         if wanted[0]:
             yield f"{wanted}, dx", same_bits(own_x.grad.full_tensor(), dx)
+        if wanted[1]:
+            whole = own_gamma.grad.full_tensor()
+            yield f"{wanted}, dgamma", torch.allclose(whole, dgamma, atol=1e-5)
 
 
 @needs(2, 5)
@@ -84,9 +87,11 @@ def columns_of_a_dtensor_are_gathered(world: World) -> Claims:
         tensors = [
             distribute_tensor(t, mesh, [p]) for t, p in ((x, of_x), (gamma, of_gamma), (dy, of_x))
         ]
-        y, dx, _ = gradients(*tensors)
+        y, dx, dgamma = gradients(*tensors)
         yield f"y, x {of_x}, gamma {of_gamma}", same_bits(y.full_tensor(), expected[0])
         yield f"dx, x {of_x}, gamma {of_gamma}", same_bits(dx.full_tensor(), expected[1])
+        once = torch.allclose(dgamma.full_tensor(), expected[2], atol=1e-5)  # not per process
+        yield f"dgamma, x {of_x}, gamma {of_gamma}", once
 
 
 @needs(2, 5)
@@ -257,7 +262,7 @@ def dgamma_of_rows_that_no_order_makes_right_is_refused(world: World) -> Claims:
         total = sum_in_order(dgamma, rows=counts[world.rank])
         yield f"{counts} are right", same_bits(total, world.size * dgamma)
     said = error_of(lambda: sum_in_order(dgamma.bfloat16()))
-    yield said, said == "ValueError: dgamma: dtype torch.bfloat16; expected float32"
+    yield said, said == "ValueError: dgamma: dtype torch.bfloat16; expected float32 or float64"
 
 
 def sum_in_backward(model: nn.Module) -> None:

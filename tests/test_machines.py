@@ -40,6 +40,7 @@ def test_that(outcomes, case):
     assert outcomes[case] == []
 
 
+LOOK = "from importlib.util import find_spec; find_spec('torch.distributed.tensor')"
 ONE_PROCESS = """
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -57,13 +58,21 @@ assert rmsnorm.rms_norm(x).placements == (Shard(0),)
     [
         "import sys, torch, rmsnorm; assert 'torch.distributed.tensor' not in sys.modules",
         "import torch.distributed.tensor, rmsnorm",
+        f"import torch, rmsnorm; {LOOK}",
     ],
-    ids=["after rmsnorm, which leaves it alone", "before rmsnorm"],
+    ids=[
+        "after rmsnorm, which leaves it alone",
+        "before rmsnorm",
+        "after a look whether it is there",
+    ],
 )
 def test_that_dtensor_may_be_imported(imports):
     code = f"{imports}\n{ONE_PROCESS}"
     ran = subprocess.run(
-        [sys.executable, "-W", "error:rmsnorm", "-c", code], capture_output=True, text=True
+        [sys.executable, "-W", "error:rmsnorm", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
 

@@ -38,8 +38,8 @@ def rms_norm(
 
     Args:
         x: [..., n / processes], this process's columns, in the order of the group's ranks: equally
-            many on each, a multiple of 512 where there is more than one; dtypes as in
-            rmsnorm.rms_norm.
+            many on each (which is not checked), a multiple of 512 where there is more than one; as
+            many rows on each; dtypes as in rmsnorm.rms_norm.
         gamma: [n / processes], its columns; None scales by 1.
         group: None: all processes.
         epsilon, gamma_offset, rounding, out_dtype: as in rmsnorm.rms_norm, equal on all processes.
@@ -50,13 +50,15 @@ def rms_norm(
     Raises:
         ValueError: an argument breaks the rules above; the text names it and its value.
 
-    Bits: y, dx and dgamma are those of one process that holds all columns.
+    Bits: y, dx and dgamma are those of one process that holds all columns, without autocast.
     Cost: exchanges a float32 a row and process forward and one backward, or up to twice the
         logarithm of the number of columns / 512 where that isn't a power of two; a second exchange
         for rows whose mean square leaves the range of float32. Whether there are any is waited for.
         y is computed by operators of PyTorch, in several passes over x.
     """
     _check_plain("x", x)
+    if gamma is not None:
+        _check_plain("gamma", gamma)
     axes = check_forward(x, gamma, rounding, out_dtype)
     check_numbers(x, gamma, epsilon, gamma_offset)
     if axes > 1:
@@ -126,7 +128,7 @@ def _rstd(x: Tensor, epsilon: float, group: ProcessGroup | None) -> Tensor:
             wide_ones = wide.new_ones([*wide.shape[:-1], 1])
             squares = _sums_of_rows(wide, wide, None, wide_ones, 0.0, group)
             rstd[extreme] = _one_over_root(squares / n + epsilon_of_real.double()).float()
-    return _with_one_nan(rstd)
+    return rstd
 
 
 def _one_over_root(t: Tensor) -> Tensor:
@@ -223,16 +225,18 @@ def sum_in_order(
     """The sum of every process's dgamma, in the order in which one process would add their rows.
 
     Args:
-        dgamma: float32, any shape, equal on all processes: of this process's rows, which follow
-            those of the rank before.
+        dgamma: float32 (float64 where x is), any shape, equal on all processes: of this process's
+            rows, which follow those of the rank before. Requires no gradient.
         group: None: all processes.
-        rows: how many dgamma is the sum of; where it is given, it is checked on all processes.
+        rows: how many dgamma is the sum of: given on all processes, or on none. Where it is given,
+            all processes' are checked.
 
     Returns:
         The same on every process; shape and dtype of dgamma.
 
     Raises:
-        ValueError: dgamma isn't float32, or a DTensor; or rows aren't as below.
+        ValueError: dgamma has another dtype, is a DTensor or requires a gradient; or rows aren't as
+            below.
 
     Bits: those of one process with all rows, where every process has the same power-of-two multiple
         of 16 rows; the last that has any may have fewer, of any number.
@@ -240,7 +244,11 @@ def sum_in_order(
     """
     _check_plain("dgamma", dgamma)
     if dgamma.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dgamma: dtype {dgamma.dtype}; expected float32")
+        raise ValueError(f"dgamma: dtype {dgamma.dtype}; expected float32 or float64")
+    if dgamma.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "dgamma: requires a gradient, which the sum has none of; expected no graph"
+        )
     if rows is not None:
         counts = _gather(torch.tensor(rows, device=dgamma.device), group)
         _check_rows([int(count) for count in counts])

@@ -34,13 +34,18 @@ def register_when_imported() -> None:
 class _AfterImport(MetaPathFinder):
     """Waits for torch.distributed.tensor: to import it takes as long as a quarter of PyTorch."""
 
+    looking = False
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _DTENSOR:
+        if name != _DTENSOR or self.looking:
             return None
-        sys.meta_path.remove(self)
-        spec: Any = importlib.util.find_spec(name)
+        self.looking = True  # among the others: this may be a look alone, and the import come later
+        try:
+            spec: Any = importlib.util.find_spec(name)
+        finally:
+            self.looking = False
         if spec is not None and spec.loader is not None:  # a folder without code before 2.5
             spec.loader.exec_module = _then_register(spec.loader.exec_module)
         return spec

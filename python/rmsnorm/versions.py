@@ -33,6 +33,8 @@ def load_operators() -> None:
         torch.ops.load_library(library.FOLDER / "librmsnorm_torch.so")
         from rmsnorm import call  # noqa: F401
     except (ImportError, OSError) as error:
-        if "undefined symbol" in str(error):  # the same version, compiled otherwise
+        if (
+            "undefined symbol" in f"{error}{error.__cause__}"
+        ):  # the same version, compiled otherwise
             raise ImportError(other) from error
         raise

@@ -53,7 +53,8 @@ def measure(screen: Console, processes: int, size: Size) -> Runs:
         try:
             return over.measure(processes, size, lambda: bar.advance(task))
         except Lost as error:
-            raise SystemExit(str(error)) from None
+            # The demo's folder of checkpoints goes with it.
+            raise SystemExit(str(error).replace("restart from", "its checkpoint was")) from None
 
 
 def show(screen: Console, runs: Runs) -> None:

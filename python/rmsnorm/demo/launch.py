@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -78,6 +79,8 @@ def launch(job: Job, logs: Path) -> Ran:
         printed = [path.read_text() for path in sorted(logs.glob("*/*/*/stdout.log"))]
         said = [line for text in printed for line in text.splitlines() if line.startswith("rank")]
         raise Lost(job, rank, failure, said) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
     finally:  # the launcher leaves its own
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,12 +73,20 @@ class Ran:
 
 
 @record  # tells the launcher what was raised
+def _end_with_launcher() -> None:
+    """A launcher that is killed can't end its processes."""
+    if launcher := multiprocessing.parent_process():
+        launcher.join()
+        os._exit(1)
+
+
 def work(job: Job) -> Ran:
     """Runs in each process that torchrun's launcher starts; all return the same.
 
     Raises:
         RuntimeError: another process ended, or was silent for SILENCE seconds.
     """
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=SILENCE))
     try:
