@@ -175,7 +175,7 @@ def test_the_others_end_by_themselves_when_a_process_is_killed_or_hangs(how, dat
 
 
 def test_an_error_in_a_process_is_told_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "work", fail)
+    monkeypatch.setattr(processes, "work", work_that_fails)
     with pytest.raises(launch.Lost) as caught:
         launch.launch(processes.Job(TINY), tmp_path)
     assert str(caught.value) == (
@@ -183,9 +183,12 @@ def test_an_error_in_a_process_is_told_in_one_line(tmp_path, monkeypatch):
     )
 
 
-@processes.record
-def fail(job):
-    raise RuntimeError("out of tokens")
+def work_that_fails(job):
+    def fail(size):
+        raise RuntimeError("out of tokens")
+
+    split.norm_digests, processes._HEADSTART = fail, 0
+    return processes.work(job)
 
 
 def test_the_run_prints_its_tables_and_writes_the_figures(found, tmp_path, monkeypatch, capsys):

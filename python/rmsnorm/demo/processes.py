@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.elastic.multiprocessing.errors import record
 
 import rmsnorm
 from rmsnorm.demo import split, training
@@ -72,7 +71,6 @@ class Ran:
     norms: dict[str, str]
 
 
-@record  # tells the launcher what was raised
 def _end_with_launcher() -> None:
     """A launcher that is killed can't end its processes."""
     if launcher := multiprocessing.parent_process():
