@@ -64,10 +64,15 @@ def check_numbers(x: Tensor, gamma: Tensor | None, epsilon: float, gamma_offset:
 
 def check_rstd(rstd: Tensor, x: Tensor, axes: int, name: str = "rstd") -> list[int]:
     """The shape that rstd, or sums, has or, with as many elements, stands for."""
-    shape = [*x.shape[: x.dim() - axes], *[1] * axes]
+    shape = rstd_shape(x, axes)
     if rstd.numel() != math.prod(shape):
         raise ValueError(f"{name}: shape {list(rstd.shape)}; expected {shape}")
     return shape
+
+
+def rstd_shape(x: Tensor, axes: int) -> list[int]:
+    """Of rstd and of sums, where a row spans `axes`."""
+    return [*x.shape[: x.dim() - axes], *[1] * axes]
 
 
 def real_dtype(x: Tensor) -> torch.dtype:

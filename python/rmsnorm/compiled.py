@@ -6,7 +6,7 @@ from torch import Tensor
 from rmsnorm import composite
 from rmsnorm.checks import real_dtype
 
-_FORMS = ("kernel", "decomposition")
+FORMS = ("kernel", "decomposition")
 _form = "kernel"
 
 _operator = torch.ops.rmsnorm.rms_norm.default
@@ -36,8 +36,8 @@ def compile_as(form: str) -> None:
     >>> compile_as("kernel")
     """
     global _form
-    if form not in _FORMS:
-        raise ValueError(f"form: {form!r}; expected {' or '.join(map(repr, _FORMS))}")
+    if form not in FORMS:
+        raise ValueError(f"form: {form!r}; expected {' or '.join(map(repr, FORMS))}")
     _form = form
 
 

@@ -14,6 +14,7 @@ from rmsnorm.checks import (
     real_dtype,
 )
 
+LEAST_IN_RANGE = 2.0**-90  # of a mean square in float32, as of the kernels
 # Where the mean square leaves float32's range, x times this, or divided by it, has one inside.
 _SCALE = 2.0**88
 
@@ -73,7 +74,8 @@ def rms_norm_backward(
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
     """(dx, dgamma) of torch.ops.rmsnorm.rms_norm_backward; what isn't wanted has shape [0]."""
-    return _backward(dy, x, gamma, rstd, None, gamma_offset, wanted)
+    axes = check_backward(dy, x, gamma, rstd)
+    return _backward(dy, x, gamma, rstd, axes, None, gamma_offset, wanted)
 
 
 def rms_norm_row_sums(
@@ -103,7 +105,7 @@ def rms_norm_backward_from_sums(
     if n < least:
         raise ValueError(f"n: {n}; expected {least} or more, the elements of a whole row")
     c = sums.reshape(check_rstd(sums, x, axes, "sums")) / n
-    return _backward(dy, x, gamma, rstd, c, gamma_offset, wanted)
+    return _backward(dy, x, gamma, rstd, axes, c, gamma_offset, wanted)
 
 
 def _backward(
@@ -111,11 +113,11 @@ def _backward(
     x: Tensor,
     gamma: Tensor | None,
     rstd: Tensor,
+    axes: int,
     c: Tensor | None,  # the mean of w * xhat over whole rows; None: x's are whole
     gamma_offset: float,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    axes = check_backward(dy, x, gamma, rstd)
     check_numbers(x, gamma, 0.0, gamma_offset)
     real, leading = rstd.dtype, x.dim() - axes
     dx, dgamma = x.new_empty([0]), x.new_empty([0], dtype=real)
@@ -141,7 +143,7 @@ def _rstd(x: Tensor, axes: int, epsilon: float, *, may_leave_range: bool) -> Ten
     if not may_leave_range:
         return t.sqrt().reciprocal()
     one = torch.ones_like(t)
-    big, small = t == float("inf"), t < 2.0**-90
+    big, small = t == float("inf"), t < LEAST_IN_RANGE
     scale = torch.where(big, one / _SCALE, torch.where(small, one * _SCALE, one))
     t = (x * scale).square().mean(rows, keepdim=True) + rounded_epsilon * scale * scale
     return t.sqrt().reciprocal() * scale

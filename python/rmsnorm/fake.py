@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsnorm.checks import check_backward, check_forward, check_out, real_dtype
+from rmsnorm.checks import check_backward, check_forward, check_out, real_dtype, rstd_shape
 
 register: Any
 if hasattr(torch.library, "register_fake"):
@@ -54,10 +54,7 @@ def _rms_norm_backward(
     gamma_offset: float = 0.0,
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
-    axes = check_backward(dy, x, gamma, rstd)
-    dx = x.new_empty(x.shape if wanted[0] else [0])
-    dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=real_dtype(x))
-    return dx, dgamma
+    return _gradients(x, check_backward(dy, x, gamma, rstd), wanted)
 
 
 @register("rmsnorm::rms_norm_row_sums")
@@ -78,9 +75,14 @@ def _rms_norm_backward_from_sums(
     gamma_offset: float = 0.0,
     wanted: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
-    check_backward(dy, x, gamma, rstd, sums)
-    return _rms_norm_backward(dy, x, gamma, rstd, gamma_offset, wanted)
+    return _gradients(x, check_backward(dy, x, gamma, rstd, sums), wanted)
 
 
 def _per_row(x: Tensor, axes: int) -> Tensor:
-    return x.new_empty([*x.shape[: x.dim() - axes], *[1] * axes], dtype=real_dtype(x))
+    return x.new_empty(rstd_shape(x, axes), dtype=real_dtype(x))
+
+
+def _gradients(x: Tensor, axes: int, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    dx = x.new_empty(x.shape if wanted[0] else [0])
+    dgamma = x.new_empty(x.shape[x.dim() - axes :] if wanted[1] else [0], dtype=real_dtype(x))
+    return dx, dgamma

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rmsnorm.checks import check_forward, check_numbers, real_dtype
+from rmsnorm.composite import LEAST_IN_RANGE
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _LEAF = 512  # columns
 _LEAF_ROWS = 16
-_LEAST_IN_RANGE = 2.0**-90  # of a mean square in float32
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 Run = tuple[int, int]  # the first leaf, how many
@@ -122,7 +122,7 @@ def _rstd(x: Tensor, epsilon: float, group: ProcessGroup | None) -> Tensor:
     t = _sums_of_rows(x, x, None, ones, 0.0, group) / n + epsilon_of_real
     rstd = _one_over_root(t)
     if real == torch.float32:
-        extreme = ((t < _LEAST_IN_RANGE) | (t == torch.inf)).squeeze(-1)
+        extreme = ((t < LEAST_IN_RANGE) | (t == torch.inf)).squeeze(-1)
         if extreme.any():
             wide = x[extreme].double()
             wide_ones = wide.new_ones([*wide.shape[:-1], 1])

@@ -47,16 +47,16 @@ class _AfterImport(MetaPathFinder):
         finally:
             self.looking = False
         if spec is not None and spec.loader is not None:  # a folder without code before 2.5
-            spec.loader.exec_module = _then_register(spec.loader.exec_module)
+            spec.loader.exec_module = self._then_register(spec.loader.exec_module)
         return spec
 
+    def _then_register(self, exec_module: Callable[[ModuleType], None]) -> Any:
+        def exec_and_register(module: ModuleType) -> None:
+            exec_module(module)
+            sys.meta_path.remove(self)
+            _register()
 
-def _then_register(exec_module: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    def exec_and_register(module: ModuleType) -> None:
-        exec_module(module)
-        _register()
-
-    return exec_and_register
+        return exec_and_register
 
 
 def _register() -> None:

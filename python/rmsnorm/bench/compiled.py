@@ -15,8 +15,8 @@ from torch import Tensor
 import rmsnorm
 from rmsnorm.bench.harness import console, interleaved, machine, name_of, readable
 from rmsnorm.bench.shapes import Shape
+from rmsnorm.compiled import FORMS
 
-FORMS = ("kernel", "decomposition")
 SHAPES = (Shape(1, 4096), Shape(64, 4096), Shape(1024, 4096))
 DTYPES = (torch.float32, torch.bfloat16)
 
