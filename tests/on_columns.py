@@ -137,7 +137,7 @@ class Query(nn.Module):
         return self.o_proj(self.q_norm(self.q_proj(x)))
 
 
-@needs(2, 5)
+@needs("2.5")
 def columns_come_from_colwise_parallel(world: World) -> Claims:
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,

@@ -22,7 +22,7 @@ def gradients(x: Tensor, gamma: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Ten
     return y.detach(), x.grad, gamma.grad
 
 
-@needs(2, 5)
+@needs("2.5")
 def rows_of_a_dtensor_are_normalized_without_communication(world: World) -> Claims:
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
     from torch.distributed.tensor.debug import CommDebugMode
@@ -53,7 +53,7 @@ def rows_of_a_dtensor_are_normalized_without_communication(world: World) -> Clai
         yield "rstd", same_bits(rstd.full_tensor(), rmsnorm.npu_rms_norm(x, gamma)[1])
 
 
-@needs(2, 5)
+@needs("2.5")
 def a_dtensor_that_needs_no_gradient_gets_none(world: World) -> Claims:
     """The rule for a call must not be taken for another that wants other gradients."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -76,7 +76,7 @@ def a_dtensor_that_needs_no_gradient_gets_none(world: World) -> Claims:
             yield f"{wanted}, dgamma", torch.allclose(whole, dgamma, atol=1e-5)
 
 
-@needs(2, 5)
+@needs("2.5")
 def columns_of_a_dtensor_are_gathered(world: World) -> Claims:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -94,7 +94,7 @@ def columns_of_a_dtensor_are_gathered(world: World) -> Claims:
         yield f"dgamma, x {of_x}, gamma {of_gamma}", once
 
 
-@needs(2, 5)
+@needs("2.5")
 def a_dtensor_given_as_out_may_be_x_itself_or_sharded_otherwise(world: World) -> Claims:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor, zeros
 
@@ -113,7 +113,7 @@ def a_dtensor_given_as_out_may_be_x_itself_or_sharded_otherwise(world: World) ->
     yield said, "out: shape [4, 4, 96]" in said
 
 
-@needs(2, 5)
+@needs("2.5")
 def plain_tensors_beside_dtensors_are_refused_as_pytorch_refuses_them(world: World) -> Claims:
     from torch.distributed.tensor import Shard, distribute_tensor
     from torch.distributed.tensor.experimental import implicit_replication
@@ -130,7 +130,7 @@ def plain_tensors_beside_dtensors_are_refused_as_pytorch_refuses_them(world: Wor
     yield said, "gamma: shape [5] is not the tail of x's [8, 96]" in said
 
 
-@needs(2, 8)
+@needs("2.8")
 def compiled_code_has_the_bits_of_eager(world: World) -> Claims:
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
@@ -167,7 +167,7 @@ def norm_like_llama(n: int) -> nn.Module:
     return norm
 
 
-@needs(2, 6, package="transformers")
+@needs("2.6", package="transformers")
 def sequence_and_tensor_parallelism_in_fsdp_keep_the_bits_of_norms(world: World) -> Claims:
     """Sharded by sequence in the norm, by columns after it; two halves of the batch on four."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -222,7 +222,7 @@ def mean(dgamma: Tensor, mesh) -> Tensor:
     return total / mesh["data"].size()
 
 
-@needs(2, 7)
+@needs("2.7")
 def context_parallelism_keeps_the_bits_of_norms(world: World) -> Claims:
     from torch.distributed.tensor.experimental import context_parallel
     from torch.distributed.tensor.experimental._attention import context_parallel_unshard
@@ -287,7 +287,7 @@ def trained(world: World, model: nn.Module, norm: nn.Module, x: Tensor, dy: Tens
     yield "dgamma", same_bits(norm.weight.grad, expected)
 
 
-@needs(2, 7)
+@needs("2.7")
 def dgamma_is_summed_in_order_under_fsdp_and_ddp(world: World) -> Claims:
     from torch.distributed.fsdp import fully_shard
 

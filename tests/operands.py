@@ -23,13 +23,18 @@ SHAPES = (
 )
 
 
-def needs_pytorch(since: str, what: str) -> pytest.MarkDecorator:
-    """Skips a test by the name of what it needs, where PyTorch is older than `since`, as "2.4"."""
+def has_pytorch(since: str) -> bool:
+    """Whether PyTorch is no older than `since`, as "2.4"."""
     here, needed = (
         tuple(int(part) for part in version.split(".")[:2])
         for version in (torch.__version__, since)
     )
-    return pytest.mark.skipif(here < needed, reason=f"needs PyTorch {since}: {what}")
+    return here >= needed
+
+
+def needs_pytorch(since: str, what: str) -> pytest.MarkDecorator:
+    """Skips a test by the name of what it needs, where PyTorch is older than `since`."""
+    return pytest.mark.skipif(not has_pytorch(since), reason=f"needs PyTorch {since}: {what}")
 
 
 def gamma_shapes(shape: list[int]) -> list[list[int]]:

@@ -40,14 +40,14 @@ class World:
 
 Case = Callable[[World], Claims]
 Cases = dict[str, Case]
-NEEDS: dict[Case, tuple[tuple[int, int], str | None]] = {}  # a PyTorch at least, another package
+NEEDS: dict[Case, tuple[str, str | None]] = {}  # a PyTorch at least, another package
 
 
-def needs(*release: int, package: str | None = None) -> Callable[[Case], Case]:
+def needs(pytorch: str, package: str | None = None) -> Callable[[Case], Case]:
     """Where that PyTorch or the package is not there, the case is not run."""
 
     def note(case: Case) -> Case:
-        NEEDS[case] = release, package
+        NEEDS[case] = pytorch, package
         return case
 
     return note

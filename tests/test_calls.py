@@ -129,7 +129,9 @@ def test_the_short_path_has_the_bits_of_the_operator(rounding, out_dtype):
     args = (X.bfloat16(), GAMMA, 1e-3, 1.0, rounding, out_dtype)
     y, rstd = OP(*args)
     assert same_bits(call.rms_norm(*args), y)
-    assert all(map(same_bits, call.rms_norm_and_rstd(*args), (y, rstd)))
+    assert all(
+        same_bits(*pair) for pair in zip(call.rms_norm_and_rstd(*args), (y, rstd), strict=True)
+    )
     x, gamma, epsilon, offset, *_ = args
     options = dict(gamma_offset=offset, rounding=rounding, out_dtype=out_dtype)
     assert same_bits(rmsnorm.rms_norm(x, gamma, epsilon, **options), y)
@@ -167,7 +169,7 @@ def test_hooks_on_saved_tensors_carry_x_gamma_and_rstd(norm):
         y = norm(x, gamma)
     assert packed == [(4, 96), (96,), (4, 1)]
     actual = torch.autograd.grad(y.square().sum(), (x, gamma))
-    assert all(map(same_bits, actual, gradients(norm)))
+    assert all(same_bits(*pair) for pair in zip(actual, gradients(norm), strict=True))
 
 
 def test_a_second_backward_through_freed_tensors_is_pytorchs_error(norm):
@@ -186,7 +188,7 @@ def test_compiled_autograd_traces_backward_in_one_graph(norm):
 
     with compiled_autograd._enable(compiler):
         compiled = gradients(norm)
-    assert all(map(same_bits, compiled, gradients(norm)))
+    assert all(same_bits(*pair) for pair in zip(compiled, gradients(norm), strict=True))
 
 
 def test_a_call_lets_other_threads_of_python_run():

@@ -114,7 +114,7 @@ def exported(block: Block) -> torch.export.ExportedProgram:
 def expect_bits_of_eager(block, program) -> None:
     for shape in ((1, 1, 96), (2, 7, 96), (9, 3, 96)):
         x = torch.randn(shape, dtype=torch.bfloat16)
-        assert all(map(same_bits, program(x), block(x)))
+        assert all(same_bits(*pair) for pair in zip(program(x), block(x), strict=True))
 
 
 @needs_pytorch("2.4", "torch.export for sizes from 1 on")

@@ -104,7 +104,9 @@ def test_a_graph_captures_forward_and_backward_and_replays_their_bits(n):
         captured = forward_and_backward(x, gamma, dy)
     x.copy_(torch.randn(40, n))
     graph.replay()
-    assert all(map(same_bits, captured, forward_and_backward(x, gamma, dy)))
+    assert all(
+        same_bits(*pair) for pair in zip(captured, forward_and_backward(x, gamma, dy), strict=True)
+    )
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

@@ -51,7 +51,7 @@ expected = forward_and_backward(x, gamma, dy)
 assert len(results) == 8
 for names, result in results:
     assert names == (rmsnorm.cpu_targets(), rmsnorm.operators())
-    assert all(map(same_bits, result, expected))
+    assert all(same_bits(*pair) for pair in zip(result, expected, strict=True))
 """
 
 
@@ -81,7 +81,9 @@ def test_any_number_of_threads_from_1_to_64_gives_the_same_bits():
     expected = forward_and_backward(*tensors)
     for threads in range(1, 65):
         torch.set_num_threads(threads)
-        assert all(map(same_bits, forward_and_backward(*tensors), expected)), threads
+        assert all(
+            same_bits(*pair) for pair in zip(forward_and_backward(*tensors), expected, strict=True)
+        ), threads
 
 
 def test_numbers_of_threads_changed_on_several_threads_at_once_give_the_same_bits():
@@ -92,7 +94,12 @@ def test_numbers_of_threads_changed_on_several_threads_at_once_give_the_same_bit
     def call(caller: int) -> None:
         for threads in (1 + caller, 64 >> caller, 2, 7 * caller + 1):
             torch.set_num_threads(threads)
-            right.append(all(map(same_bits, forward_and_backward(*tensors), expected)))
+            right.append(
+                all(
+                    same_bits(*pair)
+                    for pair in zip(forward_and_backward(*tensors), expected, strict=True)
+                )
+            )
 
     callers = [threading.Thread(target=call, args=(caller,)) for caller in range(4)]
     for caller in callers:
@@ -140,7 +147,10 @@ def test_a_change_of_what_npu_rms_norm_returned(changed):
     if changed == "y":  # which no gradient needs
         expected = torch.autograd.grad(loss, (x, gamma), retain_graph=True)
         y.detach().add_(1)
-        assert all(map(same_bits, torch.autograd.grad(loss, (x, gamma)), expected))
+        assert all(
+            same_bits(*pair)
+            for pair in zip(torch.autograd.grad(loss, (x, gamma)), expected, strict=True)
+        )
     else:
         rstd.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -156,7 +166,7 @@ def test_a_wrong_rstd_has_the_bits_of_the_reference(dtype):
     actual = rmsnorm.npu_rms_norm_backward(dy, x, gamma, rstd)
     rmsnorm.use_cpu_target("reference")
     expected = rmsnorm.npu_rms_norm_backward(dy, x, gamma, rstd)
-    assert all(map(same_bits, actual, expected))
+    assert all(same_bits(*pair) for pair in zip(actual, expected, strict=True))
 
 
 # 32 TB, and more bytes than 64 bits count.

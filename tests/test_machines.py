@@ -6,25 +6,23 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import on_columns
 import on_rows
 import processes
-from operands import needs_pytorch
+from operands import has_pytorch, needs_pytorch
 from rmsnorm import sharding
 
 pytestmark = needs_pytorch("2.4", "with 2.1's gloo, processes hung")
 
 CASES = on_columns.CASES | on_rows.CASES
-RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def lacking(case: str) -> str | None:
     """What a case needs and isn't here."""
-    release, package = processes.NEEDS.get(CASES[case], ((2, 1), None))
-    if release > RELEASE:
-        return f"needs PyTorch {'.'.join(map(str, release))}"
+    pytorch, package = processes.NEEDS.get(CASES[case], ("2.1", None))
+    if not has_pytorch(pytorch):
+        return f"needs PyTorch {pytorch}"
     if package is not None and importlib.util.find_spec(package) is None:
         return f"needs {package}"
     return None
@@ -55,7 +53,7 @@ assert rmsnorm.rms_norm(x).placements == (Shard(0),)
 """
 
 
-@pytest.mark.skipif(RELEASE < (2, 5), reason="needs PyTorch 2.5")
+@needs_pytorch("2.5", "rules for DTensor")
 @pytest.mark.parametrize(
     "imports",
     [
@@ -80,7 +78,7 @@ def test_that_dtensor_may_be_imported(imports):
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.skipif(RELEASE < (2, 5), reason="needs PyTorch 2.5")
+@needs_pytorch("2.5", "rules for DTensor")
 def test_that_a_dtensor_that_takes_no_rules_is_a_warning(monkeypatch):
     importlib.import_module("torch.distributed.tensor")  # has them already
 

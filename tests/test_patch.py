@@ -229,7 +229,7 @@ class TestModels:
             results = y, *torch.autograd.grad(y.sum(), [x, model[0].weight])
             if run is model:
                 expected = results
-        assert all(map(same_bits, results, expected))
+        assert all(same_bits(*pair) for pair in zip(results, expected, strict=True))
 
 
 class TestNothingElseChanges:
@@ -353,7 +353,7 @@ class TestNothingElseChanges:
         assert [type(module) for module in model.modules()] == classes
         again, gradients_again = logits_and_gradients(model)
         assert same_bits(again, logits)
-        assert all(map(same_bits, gradients_again, gradients))
+        assert all(same_bits(*pair) for pair in zip(gradients_again, gradients, strict=True))
 
     def test_patch_twice_is_patch_once(self):
         model = nn.Sequential(LlamaRMSNorm(N), nn.LayerNorm(N))

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import json
-import time
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from transformers.models.llama4.modeling_llama4 import Llama4TextL2Norm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+import processes
 import rmsnorm
 import two_processes
 from norms import (
@@ -47,21 +47,13 @@ def logits(model):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("two_processes"))
-    processes = torch.multiprocessing.spawn(two_processes.work, (folder,), nprocs=2, join=False)
-    end = time.monotonic() + 240
-    while not processes.join(timeout=1):
-        if time.monotonic() > end:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail("the two processes did not end")
-    return torch.load(f"{folder}/outcomes.pt")
+    return processes.outcomes(2, two_processes.CASES, folder)
 
 
 class TestTwoProcesses:
     @pytest.mark.parametrize("case", two_processes.CASES)
     def test_a_wrapped_model_is_fused_and_unpatched_like_one_that_is_not(self, outcomes, case):
-        assert len(outcomes[case]) == 5
-        assert [what for what, held in outcomes[case].items() if not held] == []
+        assert outcomes[case] == []
 
 
 class TestPeft:
@@ -191,7 +183,10 @@ class TestStrides:
             names = {norm.name.split(".")[-1] for norm in report.replaced}
             assert {"q_norm", "k_norm"} < names
             fused, fused_gradients = logits_and_gradients(model)
-        assert not all(map(same_bits, [fused, *fused_gradients], [own, *gradients]))
+        assert not all(
+            same_bits(*pair)
+            for pair in zip([fused, *fused_gradients], [own, *gradients], strict=True)
+        )
         again, _ = logits_and_gradients(model)
         assert same_bits(again, own)
 

@@ -100,7 +100,7 @@ def expect_bits_of_no_checkpoint(**options):
     x = torch.randn(5, 600)
     plain = trained(lambda norm, x: norm(x.sin()), x)
     again = trained(lambda norm, x: checkpoint(lambda x: norm(x.sin()), x, **options), x)
-    assert all(map(same_bits, plain, again))
+    assert all(same_bits(*pair) for pair in zip(plain, again, strict=True))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -162,7 +162,10 @@ def test_deterministic_mode_changes_nothing():
     plain = trained(lambda norm, x: norm(x), x)
     torch.use_deterministic_algorithms(True)
     try:
-        assert all(map(same_bits, trained(lambda norm, x: norm(x), x), plain))
+        assert all(
+            same_bits(*pair)
+            for pair in zip(trained(lambda norm, x: norm(x), x), plain, strict=True)
+        )
     finally:
         torch.use_deterministic_algorithms(False)
 

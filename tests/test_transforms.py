@@ -137,7 +137,7 @@ def test_transforms_have_the_bits_of_the_kernels(dtype):
     y, rstd = rmsnorm.npu_rms_norm(x, gamma)
     expected = rmsnorm.npu_rms_norm_backward(dy, x, gamma, rstd)
     forward, pull = vjp(normalize, x, gamma)
-    assert all(map(same_bits, (forward, *pull(dy)), (y, *expected)))
+    assert all(same_bits(*pair) for pair in zip((forward, *pull(dy)), (y, *expected), strict=True))
     primal, tangent = jvp(normalize, (x, gamma), (dy, gamma))
     assert same_bits(primal, y) and tangent.dtype == dtype
     twice = jvp(lambda x: vjp(normalize, x, gamma)[1](dy)[0], (x,), (dy,))
@@ -243,4 +243,4 @@ def test_compiled_transforms_have_the_bits_of_eager():
     ):
         compiled = torch.compile(transform, fullgraph=True, backend="aot_eager")
         ours, eager = (leaves(call(x, gamma)) for call in (compiled, transform))
-        assert all(map(same_bits, ours, eager))
+        assert all(same_bits(*pair) for pair in zip(ours, eager, strict=True))
